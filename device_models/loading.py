@@ -1,0 +1,217 @@
+"""Device files to :class:`DeviceModel`: strict, typed, each error one line with its key path."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from device_models.errors import InputError, nearest
+from device_models.provenance import USER, Provenance, is_leaf, read_provenance, written
+from device_models.quantities import parse_quantity
+from device_models.schema import COEFFICIENT_UNITS, DeviceModel
+from device_models.strict_yaml import parse_yaml
+
+_SCHEMA_VERSION = 1
+_HEADER = {"schema_version", "title"}
+_SECTIONS = {f.name for f in fields(DeviceModel)} - {"name", "title", "provenance", "file_sha256"}
+
+
+def preset_folder() -> Path:
+    """Return the folder of the shipped device files (inside the wheel, or ``configs/`` of a checkout)."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the shipped device files."""
+    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
+
+
+def load_device(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> DeviceModel:
+    """Load a device model.
+
+    Args:
+        name_or_path: Path of a device file, or the name of a shipped preset.
+        overrides: New values by dotted key, written as in the file: ``{"readout.bits": 6, "retention.tau": "1 ms"}``.
+
+    Returns:
+        The device, with an override's provenance marked as the user's assumption.
+
+    Raises:
+        InputError: If the file is absent or not valid: unknown or missing key, wrong unit, bare number, value out of
+            range, number without source.
+    """
+    path = _find(name_or_path)
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({type(error).__name__})", where=str(path), expected="a device file") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict) or tree.get("schema_version") != _SCHEMA_VERSION:
+        raise InputError(
+            "not a device file of this version",
+            where=str(path),
+            expected=f"schema_version: {_SCHEMA_VERSION} at the top",
+            received=tree.get("schema_version") if isinstance(tree, dict) else type(tree).__name__,
+        )
+    for key in tree:
+        if key not in _SECTIONS | _HEADER:
+            raise InputError("unknown key", where=f"{path}: {key}", remedy=nearest(str(key), _SECTIONS))
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value, where=str(path))
+    values, provenance = _split(tree, str(path))
+    device = _validate({"name": path.stem, "title": str(tree.get("title", path.stem)), **values}, str(path))
+    _check_together(device, str(path))
+    return replace(device, provenance=provenance, file_sha256=hashlib.sha256(content).hexdigest())
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    preset = preset_folder() / f"{name_or_path}.yaml"
+    if path.suffix == "" and path.name == str(name_or_path) and preset.is_file():
+        return preset
+    raise InputError(
+        "no such device file",
+        where=str(name_or_path),
+        expected="the path of a device file or the name of a shipped one",
+        remedy=nearest(path.stem, preset_names()),
+    )
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for section, keys in tree.items():
+        if section not in _HEADER and isinstance(keys, dict):
+            for key, leaf in keys.items():
+                yield section, str(key), leaf
+
+
+def _split(tree: Mapping[str, Any], where: str) -> tuple[dict[str, dict[str, Any]], dict[str, Provenance]]:
+    """Part the values of a file from their sources."""
+    values: dict[str, dict[str, Any]] = {}
+    provenance: dict[str, Provenance] = {}
+    for section in tree:
+        if section not in _HEADER and not isinstance(tree[section], dict):
+            raise InputError("not a section", where=f"{where}: {section}", expected="keys below it")
+    for section, key, leaf in _leaves(tree):
+        path = f"{section}.{key}"
+        if not is_leaf(leaf):
+            raise InputError(
+                "a value without its source",
+                where=f"{where}: {path}",
+                expected="{value: ..., source: ..., where: ..., kind: ...}",
+                received=leaf,
+            )
+        provenance[path] = read_provenance(leaf, f"{where}: {path}")
+        value = leaf["value"]
+        values.setdefault(section, {})[key] = (
+            _coefficients(value, f"{where}: {path}") if path == "cell.coefficients" else value
+        )
+    return values, provenance
+
+
+def _coefficients(value: object, where: str) -> tuple[float, ...]:
+    """Read the cell polynomial, whose coefficients differ in unit."""
+    if not isinstance(value, list) or len(value) not in (1, 4):
+        raise InputError("wrong coefficients", where=where, expected="one (linear) or four (cubic) quantities")
+    units = COEFFICIENT_UNITS if len(value) == 4 else COEFFICIENT_UNITS[1:2]
+    try:
+        return tuple(parse_quantity(text, unit) for text, unit in zip(value, units, strict=True))
+    except ValueError as error:
+        raise InputError(str(error), where=where, received=value) from None
+
+
+def _override(tree: dict[str, Any], dotted: str, value: object, *, where: str) -> None:
+    section, _, key = dotted.partition(".")
+    known = {f"{s}.{k}" for s, k, _ in _leaves(tree)} | _optional_keys()
+    if dotted not in known:
+        raise InputError("unknown device key", where=f"{where}: {dotted}", remedy=nearest(dotted, known))
+    old = tree.get(section, {}).get(key, {}).get("value")
+    if dotted == "retention.kind" and value == "none":  # "no decay" is one wish: its constants go with it
+        tree[section] = {k: leaf for k, leaf in tree[section].items() if k not in ("tau", "v_inf")}
+    tree.setdefault(section, {})[key] = {
+        "value": value,
+        "source": USER,
+        "where": "override",
+        "kind": "assumed",
+        "note": f"set by the user; the file says {written(old)}",
+    }
+
+
+@cache
+def _sections() -> dict[str, type]:
+    from typing import get_type_hints
+
+    hints = get_type_hints(DeviceModel)
+    return {name: hints[name] for name in _SECTIONS}
+
+
+def _optional_keys() -> set[str]:
+    return {f"{name}.{f.name}" for name, section in _sections().items() for f in fields(section)}
+
+
+@cache
+def _adapter() -> Any:  # noqa: ANN401 - pydantic is imported only where a file is validated
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(DeviceModel)
+
+
+def _validate(values: dict[str, Any], where: str) -> DeviceModel:
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_python(values)
+    except ValidationError as error:
+        raise _first_problem(error, where) from None
+
+
+def _first_problem(error: Any, where: str) -> InputError:  # noqa: ANN401 - pydantic's error
+    """Turn pydantic's first finding into our one line."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"] if not str(part).startswith("function-plain")]
+    section, key = location[0], location[1] if len(location) > 1 else None
+    path = f"{section}.{key}" if key else section
+    place = f"{where}: {path}"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = [f.name for f in fields(_sections()[section])] if key else sorted(_SECTIONS)
+        return InputError("unknown key", where=place, remedy=nearest(location[-1], known))
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return InputError("missing", where=place, expected="a value with its source", remedy="see configs/ for an example")
+    return InputError(problem["msg"].removeprefix("Value error, "), where=place, received=problem["input"])
+
+
+def _check_together(device: DeviceModel, where: str) -> None:
+    """Check what single keys cannot know of each other."""
+    storage, retention, cell = device.storage, device.retention, device.cell
+    if not storage.v_min < storage.v_max or not storage.v_min <= storage.v_zero <= storage.v_max:
+        raise InputError("voltages out of order", where=f"{where}: storage", expected="v_min <= v_zero <= v_max, v_min < v_max")
+    if device.decays and (retention.tau is None or retention.v_inf is None):
+        raise InputError("tau or v_inf is missing", where=f"{where}: retention", expected=f"both for kind {retention.kind}")
+    if not device.decays and (retention.tau is not None or retention.v_inf is not None):
+        raise InputError(
+            "tau or v_inf would do nothing", where=f"{where}: retention", expected="neither with kind none",
+            remedy="set retention.kind to exponential or drop them",
+        )  # fmt: skip
+    if len(cell.coefficients) != (1 if cell.law == "linear" else 4):
+        raise InputError(
+            "coefficients do not fit the law", where=f"{where}: cell", expected="one for linear, four for cubic",
+            received=f"{cell.law} with {len(cell.coefficients)}",
+        )  # fmt: skip
+    if (cell.backward == "linear") != (cell.surrogate_slope is not None):
+        raise InputError("surrogate_slope belongs to backward: linear", where=f"{where}: cell", expected="both or neither")
+    if (device.readout.bits is None) != (device.readout.codes == "ideal"):
+        raise InputError(
+            "bits and codes disagree", where=f"{where}: readout", expected="bits: null exactly with codes: ideal",
+            received=f"bits {device.readout.bits}, codes {device.readout.codes}",
+        )  # fmt: skip
+    if device.readout.bits == 1 and device.readout.codes == "counter":
+        raise InputError("a signed counter needs a magnitude bit", where=f"{where}: readout.bits", expected="2 to 12", received=1)
+    if device.parity.bfloat16_decay and retention.v_inf != storage.v_zero:
+        raise InputError("bfloat16_decay has no meaning", where=f"{where}: parity", expected="decay towards v_zero")

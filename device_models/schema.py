@@ -1,0 +1,290 @@
+"""The typed device model: frozen dataclasses, one per part, validated by pydantic when a file is loaded.
+
+Every field is an SI float, an integer or a word; the annotation names unit and bounds. pydantic is only imported
+when a file is validated, never by ``import device_models``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from device_models.provenance import Provenance
+from device_models.quantities import parse_quantity
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Annotation of a field that files write as a quantity string.
+
+    Attributes:
+        unit: SI unit that the field holds.
+        above: Exclusive lower bound, in that unit.
+        least: Inclusive lower bound.
+        most: Inclusive upper bound.
+    """
+
+    unit: str
+    above: float = -math.inf
+    least: float = -math.inf
+    most: float = math.inf
+
+    def parse(self, value: object) -> float:
+        """Read and bound one value; raises ValueError."""
+        number = parse_quantity(value, self.unit)
+        if not (number > self.above and self.least <= number <= self.most):
+            bounds = [f"> {self.above:g}"] if self.above > -math.inf else []
+            bounds += [f">= {self.least:g}"] if self.least > -math.inf else []
+            bounds += [f"<= {self.most:g}"] if self.most < math.inf else []
+            raise ValueError(f"expected a value {' and '.join(bounds)} {self.unit}")
+        return number
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:  # noqa: ANN401, ARG002 - pydantic's hook
+        """Tell pydantic to read quantity strings."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.parse)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Annotation of an integer field with inclusive bounds; booleans and floats are refused."""
+
+    least: int
+    most: int
+
+    def parse(self, value: object) -> int:
+        """Check one value; raises ValueError."""
+        if isinstance(value, bool) or not isinstance(value, int) or not self.least <= value <= self.most:
+            raise ValueError(f"expected a whole number from {self.least} to {self.most}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:  # noqa: ANN401, ARG002
+        """Tell pydantic to check integers."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.parse)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Annotation of a dimensionless number with inclusive bounds."""
+
+    least: float
+    most: float
+
+    def parse(self, value: object) -> float:
+        """Check one value; raises ValueError."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.least <= value <= self.most:
+            raise ValueError(f"expected a number from {self.least:g} to {self.most:g}, without unit")
+        return float(value)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:  # noqa: ANN401, ARG002
+        """Tell pydantic to check numbers."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.parse)
+
+
+Levels = Annotated[int, Whole(2, 65536)]
+Energy = Annotated[float, Quantity("J", least=0.0, most=1e-3)]
+Duration = Annotated[float, Quantity("s", least=0.0, most=1.0)]
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """Pulse-width converter of the queries: ``levels`` widths from 0 to the full pulse; None is continuous."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    levels: Levels | None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Voltages that keys and values are stored as: ``levels`` from ``v_min`` to ``v_max`` [V]; None is continuous."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    levels: Levels | None
+    v_min: Annotated[float, Quantity("V", least=-5.0, most=5.0)]
+    v_max: Annotated[float, Quantity("V", least=-5.0, most=5.0)]
+    v_zero: Annotated[float, Quantity("V", least=-5.0, most=5.0)]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How the stored voltage relaxes with age: towards ``v_inf`` [V] with time constant ``tau`` [s]."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    kind: Literal["none", "exponential"]
+    tau: Annotated[float, Quantity("s", above=0.0, most=1e9)] | None = None
+    v_inf: Annotated[float, Quantity("V", least=-5.0, most=5.0)] | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Current of a cell while its input pulse is high, against its gate voltage.
+
+    Attributes:
+        law: ``linear`` has one coefficient, ``cubic`` four.
+        coefficients: k0..k3 [A, A/V, A/V^2, A/V^3] of the polynomial in ``V - v_zero``; linear: k1 alone.
+        backward: ``exact`` differentiates the law; ``linear`` is the published surrogate of slope ``surrogate_slope``.
+        surrogate_slope: [A/V] slope of the surrogate; only with ``backward: linear``.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    law: Literal["linear", "cubic"]
+    coefficients: tuple[float, ...]
+    backward: Literal["exact", "linear"] = "exact"
+    surrogate_slope: Annotated[float, Quantity("A/V", above=0.0, most=1.0)] | None = None
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Currents (times full pulse) at which the charge-to-pulse stages saturate [A]."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    qk: Annotated[float, Quantity("A", above=0.0, most=1.0)]
+    av: Annotated[float, Quantity("A", above=0.0, most=1.0)]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Converter of the second product.
+
+    Attributes:
+        bits: Resolution with sign; None only with ``codes: ideal``.
+        codes: ``counter``: a counter of ``bits - 1`` bits with a sign, ``2^bits - 1`` codes on [-1, 1];
+            ``published_33``: ``2^bits + 1`` codes on multiples of ``2/(2^bits - 1)``, as the published code rounds;
+            ``ideal``: clipped, not rounded.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    bits: Annotated[int, Whole(1, 12)] | None
+    codes: Literal["counter", "published_33", "ideal"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Size of one sub-tile, and how tokens map to sub-tiles.
+
+    Attributes:
+        rows: Embedding dimensions of a sub-tile.
+        slots: Tokens of a sub-tile.
+        assignment: ``ring``: token t lies in slot ``t mod window`` (the hardware); ``absolute``: sub-tiles are cut
+            by the absolute token index (the published code).
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    rows: Annotated[int, Whole(1, 4096)]
+    slots: Annotated[int, Whole(1, 4096)]
+    assignment: Literal["ring", "absolute"] = "ring"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Number of tokens that one head's arrays hold."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    tokens: Annotated[int, Whole(1, 1 << 20)]
+
+
+@dataclass(frozen=True)
+class LinearArray:
+    """Arrays of the ternary linear layers: geometry and price per action."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    rows: Annotated[int, Whole(1, 65536)]
+    columns: Annotated[int, Whole(1, 65536)]
+    input_cycles: Annotated[int, Whole(1, 256)]
+    cell_mac: Energy
+    adc_conversion: Energy
+    row_drive: Energy
+    shift_add: Energy
+    system_multiplier: Annotated[float, Factor(1.0, 100.0)]
+    mvm_time: Duration
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Energy per event of attention and of the digital parts, the timeline, and the area.
+
+    Attributes:
+        qk_mac: [J] one cell of the first array read once, with its share of the charge-to-pulse converter.
+        av_mac: [J] the same of the second array.
+        phi_conversion: [J] one score digitised or turned to a pulse, where ``qk_mac`` does not contain it.
+        av_conversion: [J] one output of one sub-tile read out, where ``av_mac`` does not contain it.
+        write_conversion: [J] one value written: its DAC and the write.
+        digital_control: [J] control, counters, adders and routing, per sub-tile that holds tokens, head and token.
+        digital_mac: [J] one multiply-accumulate of the digital side (adapter, LM head).
+        time_reset: [s] reset of the charge-to-pulse capacitors.
+        time_qk: [s] longest pulse of the first product.
+        time_av: [s] longest pulse of the second product.
+        time_counter: [s] counting the output pulses.
+        time_add: [s] adding one more sub-tile's result.
+        digital_mac_rate: [1/s] multiply-accumulates per second of the digital side.
+        subtile_area: [m^2] one sub-tile of keys and values with readout and control.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    qk_mac: Energy
+    av_mac: Energy
+    phi_conversion: Energy
+    av_conversion: Energy
+    write_conversion: Energy
+    digital_control: Energy
+    digital_mac: Energy
+    time_reset: Duration
+    time_qk: Duration
+    time_av: Duration
+    time_counter: Duration
+    time_add: Duration
+    digital_mac_rate: Annotated[float, Quantity("1/s", above=0.0, most=1e21)]
+    subtile_area: Annotated[float, Quantity("m**2", least=0.0, most=1.0)]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Rounding of the published code that differs from the physics; all off by default."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    bfloat16_decay: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """One device: what its parts do, what they cost, and where each number comes from.
+
+    Attributes:
+        name: Name of the file without suffix.
+        title: One line for reports.
+        provenance: Source of each number, by dotted key path such as ``"retention.tau"``.
+        file_sha256: Digest of the file's bytes.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    name: str
+    title: str
+    input: Input
+    storage: Storage
+    retention: Retention
+    cell: Cell
+    saturation: Saturation
+    readout: Readout
+    tile: Tile
+    window: Window
+    linear: LinearArray
+    cost: Cost
+    parity: Parity = field(default_factory=Parity)
+    provenance: Mapping[str, Provenance] = field(default_factory=dict)
+    file_sha256: str = ""
+
+    @property
+    def decays(self) -> bool:
+        """Whether stored values change with age."""
+        return self.retention.kind != "none"
+
+
+COEFFICIENT_UNITS = ("A", "A/V", "A/V**2", "A/V**3")

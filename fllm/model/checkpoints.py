@@ -1,0 +1,152 @@
+"""Packed ternary checkpoints in Hugging Face layout, written and read.
+
+Four ternary codes share a byte; byte r of a column holds rows r, r + R, r + 2R, r + 3R with R = rows / 4, code + 1 in
+bits 0-1, 2-3, 4-5, 6-7: the layout of transformers' BitNet integration (``linear_class: autobitlinear``,
+``weight_scale`` = mean |W|). Range scalers of the attention lie in a file of their own, ``gain_cell.safetensors``, so
+that ``model.safetensors`` holds nothing that plain transformers does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedModel
+
+from device_models import InputError
+from hwsim import BitLinear
+from hwsim.integrations.transformers import NAME as GAIN_CELL
+
+WEIGHTS = "model.safetensors"
+SCALERS = "gain_cell.safetensors"
+
+
+def pack_codes(codes: Tensor) -> Tensor:
+    """Pack codes -1, 0, 1 of shape (rows, columns) into uint8 of shape (rows / 4, columns).
+
+    Raises:
+        ValueError: If the rows are no multiple of four or a value is no code.
+    """
+    rows = codes.shape[0]
+    if rows % 4:
+        raise ValueError(f"packing needs a multiple of 4 rows, got {rows}")
+    if not bool(((codes == -1) | (codes == 0) | (codes == 1)).all()):
+        raise ValueError("packing needs the codes -1, 0, 1")
+    parts = (codes + 1).to(torch.uint8).view(4, rows // 4, -1)
+    return parts[0] | parts[1] << 2 | parts[2] << 4 | parts[3] << 6
+
+
+def unpack_codes(packed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Undo :func:`pack_codes`."""
+    return torch.cat([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).to(dtype) - 1
+
+
+def is_packed(folder: Path) -> bool:
+    """Say whether a model folder holds a packed BitNet checkpoint."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and (config.get("quantization_config") or {}).get("quant_method") == "bitnet"
+
+
+def write_packed(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model whose linear layers are BitLinear as a packed checkpoint.
+
+    Embeddings and norms are stored in bfloat16. Master weights are frozen to codes first; the model computes the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ternary = {name for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
+    tensors: dict[str, Tensor] = {}
+    scalers: dict[str, Tensor] = {}
+    for name in sorted(ternary):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, BitLinear)
+        layer.freeze_()
+        assert layer.weight_scale is not None
+        tensors[f"{name}.weight"] = pack_codes(layer.weight)
+        tensors[f"{name}.weight_scale"] = layer.weight_scale.float().reshape(1)
+    for name, tensor in model.state_dict().items():
+        owner = name.rpartition(".")[0]
+        if f".{GAIN_CELL}." in name:
+            scalers[name] = tensor.float().contiguous()
+        elif owner not in ternary and name != "lm_head.weight":
+            tensors[name] = tensor.to(torch.bfloat16).contiguous()
+    for name, content in ((WEIGHTS, tensors), (SCALERS, scalers)):
+        save_file(dict(sorted(content.items())), folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # safetensors writes 0600, which a wheel would carry on
+    config = model.config.to_dict()
+    config["quantization_config"] = {
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": "offline",
+        "modules_to_not_convert": None,
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def load_packed(folder: Path) -> BitNetForCausalLM:
+    """Load a packed checkpoint with offline BitLinear layers, everything in float32.
+
+    Range scalers are left to the caller, as they only exist on a device (:func:`load_scalers`).
+
+    Raises:
+        InputError: If weights are missing, unreadable, or do not fit the configuration.
+    """
+    config = BitNetConfig.from_pretrained(folder)
+    del config.quantization_config
+    tensors = _read_tensors(folder / WEIGHTS)
+    model = BitNetForCausalLM(config)
+    head = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear) and layer is not head:
+            bit = BitLinear(layer.in_features, layer.out_features, layer.bias is not None, offline=True)
+            model.set_submodule(name, bit)
+    state = {
+        name: unpack_codes(tensor)
+        if tensor.dtype == torch.uint8
+        else (tensor.float().reshape(()) if name.endswith("weight_scale") else tensor.float())
+        for name, tensor in tensors.items()
+    }
+    _load_exactly(model, state, folder / WEIGHTS, may_miss={"lm_head.weight"} if config.tie_word_embeddings else set())
+    model.tie_weights()
+    return model.eval()
+
+
+def load_scalers(model: torch.nn.Module, folder: Path) -> bool:
+    """Load the range scalers of an emulated model, if the folder has any; say whether it had."""
+    if not (folder / SCALERS).is_file():
+        return False
+    state = _read_tensors(folder / SCALERS)
+    own = {name: tensor for name, tensor in model.state_dict().items() if f".{GAIN_CELL}." in name}
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
+        raise InputError("range scalers do not fit the model", where=str(folder / SCALERS), expected=f"{len(own)} tensors of its shapes", received=len(state))
+    model.load_state_dict(state, strict=False)
+    return True
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError("no weights", where=str(path), expected="a safetensors file", remedy="check --model") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"weights cannot be read ({type(error).__name__})", where=str(path), expected="a safetensors file") from None
+
+
+def _load_exactly(model: torch.nn.Module, state: dict[str, Tensor], path: Path, *, may_miss: set[str]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(set(wanted) - set(state) - may_miss):
+        raise InputError("a tensor is missing", where=f"{path}: {name}", expected=f"shape {wanted[name]}")
+    for name, tensor in state.items():
+        if wanted.get(name) != tuple(tensor.shape):
+            raise InputError(
+                "a tensor does not fit the configuration", where=f"{path}: {name}",
+                expected=f"shape {wanted[name]}" if name in wanted else "no such tensor", received=tuple(tensor.shape),
+            )  # fmt: skip
+    model.load_state_dict(state, strict=False)

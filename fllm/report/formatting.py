@@ -1,0 +1,103 @@
+"""Numbers as a reader wants them: three significant digits, engineering prefixes, a dash where nothing is known.
+
+A no-break space stands between number and unit.
+"""
+
+from __future__ import annotations
+
+import math
+
+NOTHING = "–"  # noqa: RUF001 - an en dash is what a table shows for "no value"
+_SPACE = "\N{NO-BREAK SPACE}"
+_PREFIXES = {
+    -24: "y", -21: "z", -18: "a", -15: "f", -12: "p", -9: "n", -6: "µ", -3: "m",
+    0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E",
+}  # fmt: skip
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Write a plain number with so many significant digits: 0.912, 12.3, 4567 stays 4567."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    exponent = _rounded_exponent(value, digits)
+    if not -4 <= exponent <= 6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def prefix_exponent(value: float) -> int:
+    """Power of ten of the engineering prefix that suits a value: -9 for 2.4e-8."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    exponent = 3 * math.floor(_rounded_exponent(value, 3) / 3)
+    return min(max(exponent, min(_PREFIXES)), max(_PREFIXES))
+
+
+def prefix(exponent: int) -> str:
+    """Engineering prefix of a power of ten that is a multiple of three."""
+    return _PREFIXES[exponent]
+
+
+def engineering(value: float | None, unit: str) -> str:
+    """Write a quantity with an engineering prefix: 1.7e-14 J is "17.0 fJ"."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    exponent = prefix_exponent(value)
+    return f"{significant(value / 10.0**exponent)}{_SPACE}{prefix(exponent)}{unit}"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """Write a fraction as a percentage."""
+    if fraction is None or not math.isfinite(fraction):
+        return NOTHING
+    return f"{100 * fraction:.{digits}f}{_SPACE}%"
+
+
+def share(part: float, total: float, digits: int = 1) -> str:
+    """Write a part of a total as a percentage; a small part is "< 0.1 %", never "0.0 %"."""
+    if total <= 0:
+        return NOTHING
+    smallest = 10.0 ** (-digits - 2)
+    if 0 < part / total < smallest / 2:
+        return f"<{_SPACE}{percent(smallest, digits)}"
+    return percent(part / total, digits)
+
+
+def interval(bounds: list[float] | None) -> str:
+    """Write a pair of fractions as "66.0 to 76.2 %"."""
+    if not bounds or len(bounds) != 2:
+        return NOTHING
+    return f"{100 * bounds[0]:.1f} to {percent(bounds[1])}"
+
+
+def spread(mean: float | None, std: float | None, dies: int | None, *, fraction: bool = True) -> str:
+    """Write the mean over dies and, when there are several, its standard deviation."""
+    shown = percent(mean) if fraction else significant(mean)
+    if mean is None or std is None or not dies or dies < 2:
+        return shown
+    if fraction:
+        return f"{100 * mean:.1f} ± {percent(std)}"
+    return f"{significant(mean)} ± {significant(std, 2)}"
+
+
+def count(value: float | None) -> str:
+    """Write a count: 65,536 in full, 1.05 M from a million on."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if abs(value) >= 1e6:
+        return engineering(value, "")
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    return significant(value)
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a count with its noun: "1 round", "4 rounds"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _rounded_exponent(value: float, digits: int) -> int:
+    """Decimal exponent of a value after rounding, so that 999.7 counts as 1.00e3."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])

@@ -1,0 +1,164 @@
+"""The record of one run: ``result.json`` and the table ``rounds.csv``, written atomically and read strictly.
+
+Both files are functions of the result alone. ``rounds.csv`` holds no wall-clock time and no date, so that two runs
+with one seed give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from device_models.errors import InputError
+
+SCHEMA_VERSION = 1
+
+_REQUIRED: dict[str, type] = {
+    "status": str,
+    "name": str,
+    "config": dict,
+    "data": dict,
+    "model": dict,
+    "device": dict,
+    "rounds": list,
+}
+
+# Column of rounds.csv -> where its number lies in a round. Ratios and counts have no unit; all else carries it.
+_ROUND_PATHS: dict[str, tuple[str, ...]] = {
+    "round": ("round",),
+    "clients": ("clients",),
+    "train_loss_nat": ("train_loss",),
+    "accuracy_ideal": ("ideal", "accuracy"),
+    "macro_f1_ideal": ("ideal", "macro_f1"),
+    "perplexity_ideal": ("ideal", "perplexity"),
+    "accuracy_hardware_mean": ("hardware", "accuracy", "mean"),
+    "accuracy_hardware_std": ("hardware", "accuracy", "std"),
+    "macro_f1_hardware_mean": ("hardware", "macro_f1", "mean"),
+    "macro_f1_hardware_std": ("hardware", "macro_f1", "std"),
+    "perplexity_hardware_mean": ("hardware", "perplexity", "mean"),
+    "perplexity_hardware_std": ("hardware", "perplexity", "std"),
+    "dies": ("hardware", "accuracy", "dies"),
+    "uplink_bytes": ("uplink_bytes",),
+    "downlink_bytes": ("downlink_bytes",),
+    "tokens": ("tokens",),
+    "energy_j": ("energy_j", "total"),
+    "energy_per_token_j": ("energy_per_token_j",),
+    "latency_per_token_s": ("latency_per_token_s",),
+}
+
+ROUND_COLUMNS: tuple[str, ...] = tuple(_ROUND_PATHS)
+
+
+def value_at(record: Mapping[str, Any], *path: str) -> Any:
+    """Follow keys into nested mappings; None when one of them is absent or null."""
+    value: Any = record
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def write_result(path: Path | str, result: Mapping[str, Any]) -> None:
+    """Write ``result.json`` atomically: a reader sees the old file or the new one, never half of one.
+
+    Keys are sorted, so that equal results are equal files.
+
+    Args:
+        path: Where to write; its folder exists.
+        result: What to write; plain JSON values.
+
+    Raises:
+        ValueError: If a number is NaN or infinite (write null instead).
+    """
+    text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    _replace(Path(path), f"{text}\n")
+
+
+def read_result(path: Path | str) -> dict[str, Any]:
+    """Read ``result.json``.
+
+    Raises:
+        InputError: If the file cannot be read, is not JSON, has another schema version or lacks a required key.
+    """
+    where = str(path)
+    result = _parse(_text(Path(path)), where)
+    if not isinstance(result, dict):
+        raise InputError("not a result", where=where, expected="a JSON object", received=type(result).__name__)
+    version = result.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise InputError(
+            "unknown schema_version",
+            where=where,
+            expected=str(SCHEMA_VERSION),
+            received=version,
+            remedy="run again with this version of fllm, or read it with the version that wrote it",
+        )
+    for key, kind in _REQUIRED.items():
+        if not isinstance(result.get(key), kind):
+            received = type(result[key]).__name__ if key in result else "no such key"
+            expected = {"str": "a string", "dict": "an object", "list": "a list"}[kind.__name__]
+            raise InputError(f"bad value of {key!r}", where=where, expected=expected, received=received)
+    return result
+
+
+def write_rounds_csv(path: Path | str, result: Mapping[str, Any]) -> None:
+    """Write one row per round, columns :data:`ROUND_COLUMNS`; a number that is not known is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(ROUND_COLUMNS)
+    for row in result["rounds"]:
+        writer.writerow([value_at(row, *keys) for keys in _ROUND_PATHS.values()])
+    _replace(Path(path), text.getvalue())
+
+
+def _text(path: Path) -> str:
+    """Read a text file, any failure as one InputError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            "no such file", where=str(path), expected="the result.json of a run", remedy="check the path"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            f"cannot be read ({reason})", where=str(path), expected="the result.json of a run", remedy="check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError("not a text file", where=str(path), expected="JSON in UTF-8") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    """Parse strict JSON: NaN and Infinity are refused."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise InputError("not a JSON number", where=where, expected="a finite number or null", received=constant)
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}, column {error.colno}"
+        raise InputError(f"not JSON ({error.msg})", where=place, expected="the result.json of a run") from None
+    except RecursionError:
+        raise InputError("nested too deeply", where=where, expected="the result.json of a run") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the target, flush to disk, then put it in the target's place."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes the file private to its owner
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,114 @@
+"""Where each token lies in the arrays of a head, and how old it is when a query reads it.
+
+A :class:`SlotLayout` re-orders the keys of a forward pass into *columns*: column ``c`` of lap ``l`` is physical slot
+``c`` written on the l-th pass of the ring, padded so that sub-tiles never straddle two laps. Sub-tile ``b`` and
+sub-tile ``b + tiles`` are then the same physical sub-tile one lap later, whose charges meet before the readout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from device_models.schema import DeviceModel
+
+
+@dataclass(frozen=True, eq=False)
+class SlotLayout:
+    """Geometry of one forward pass, shared by all layers and heads.
+
+    Attributes:
+        key_of_column: (b, columns) index of the key that a column holds; columns without key hold key 0.
+        age: (b, queries, columns) [tokens] age of the column at the query; 0 where it is not read.
+        read: (b, queries, columns) whether the query reads the column.
+        query_index: (b, queries) write index of the query's own token, -1 where it reads nothing.
+        slots: Columns of one sub-tile.
+        rows: Embedding dimensions of one sub-tile.
+        window: Tokens that the arrays hold.
+        tiles: Physical sub-tiles along the tokens.
+        spans: For each sub-tile of the layout, the half-open range of queries that read it; empty ranges are skipped.
+        identity: Whether column c holds key c for every c.
+
+    ``b`` is 1 when all sequences of the batch share the geometry.
+    """
+
+    key_of_column: Tensor
+    age: Tensor
+    read: Tensor
+    query_index: Tensor
+    slots: int
+    rows: int
+    window: int
+    tiles: int
+    spans: tuple[tuple[int, int], ...]
+    identity: bool
+
+
+def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLayout:
+    """Build the geometry from each key's write index and its age at each query.
+
+    Args:
+        write_index: (b, keys) number of tokens written before this one, -1 for padding, which is never written.
+        age: (b, queries, keys) [tokens] age of the key at the query, -1 where the query must not read it.
+        device: Supplies window, sub-tile size and assignment.
+
+    Returns:
+        The layout; entries with an age of the window or more are not read.
+    """
+    window, slots = device.window.tokens, device.tile.slots
+    ring = device.tile.assignment == "ring"
+    padded = -(-window // slots) * slots
+    written = write_index.clamp(min=0)
+    column = (written // window) * padded + written % window if ring else written
+    valid = write_index >= 0
+    first = int(column[valid].min()) // slots * slots if bool(valid.any()) else 0
+    if ring:
+        first = first // padded * padded
+    column = column - first
+    last = int(column[valid].max()) if bool(valid.any()) else 0
+    columns = (last // slots + 1) * slots
+    batch, keys = write_index.shape
+
+    spare = torch.full_like(column, columns)
+    key_of_column = torch.zeros(batch, columns + 1, dtype=torch.long, device=column.device)
+    key_of_column.scatter_(1, torch.where(valid, column, spare), torch.arange(keys, device=column.device).expand(batch, -1))
+    filled = torch.zeros(batch, columns + 1, dtype=torch.bool, device=column.device)
+    filled.scatter_(1, torch.where(valid, column, spare), valid)
+    key_of_column, filled = key_of_column[:, :columns], filled[:, :columns]
+
+    age_by_column = age.gather(2, key_of_column[:, None, :].expand(-1, age.shape[1], -1))
+    read = filled[:, None, :] & (age_by_column >= 0) & (age_by_column < window)
+    tiles = padded // slots if ring else columns // slots
+    order = torch.arange(columns, device=column.device)
+    written_by_column = write_index.gather(1, key_of_column)[:, None, :]
+    return SlotLayout(
+        key_of_column=key_of_column,
+        age=age_by_column.where(read, 0),
+        read=read,
+        query_index=(written_by_column + age_by_column).where(read, -1).amax(-1),
+        slots=slots,
+        rows=device.tile.rows,
+        window=window,
+        tiles=tiles,
+        spans=_spans(read, slots),
+        identity=columns == keys and bool((key_of_column == order).all()),
+    )
+
+
+def causal_layout(tokens: int, device: DeviceModel, where: torch.device | None = None) -> SlotLayout:
+    """Build the geometry of one sequence written and read from its first token on."""
+    index = torch.arange(tokens, device=where)
+    age = index[:, None] - index
+    return slot_layout(index[None], age[None].clamp(min=-1), device)
+
+
+def _spans(read: Tensor, slots: int) -> tuple[tuple[int, int], ...]:
+    """Return the first and one past the last query that reads each sub-tile."""
+    queries, columns = read.shape[1:]
+    touched = read.any(0).view(queries, columns // slots, slots).any(2)
+    index = torch.arange(queries, device=read.device)[:, None]
+    first = torch.where(touched, index, queries).amin(0).tolist()
+    last = torch.where(touched, index + 1, 0).amax(0).tolist()
+    return tuple(zip(first, last, strict=True))

@@ -1,0 +1,53 @@
+"""Straight-through converters: the differentiable twins of ``device_models.converters``.
+
+Forward rounds, backward passes the gradient where the input lies strictly inside the range and stops it where the
+converter clips (``hardtanh_backward``'s convention).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from device_models.converters import readout_step
+from device_models.schema import Readout
+
+
+def round_straight_through(x: Tensor, step: float, origin: float = 0.0) -> Tensor:
+    """Round half to even onto ``origin + n * step``; the gradient passes unchanged."""
+    return _RoundStraightThrough.apply(x, step, origin)
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, step: float, origin: float) -> Tensor:  # noqa: ARG004
+        return (x - origin).div_(step).round_().mul_(step).add_(origin)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
+        return grads[0], None, None
+
+
+def quantise_levels(x: Tensor, levels: int | None, low: float, high: float) -> Tensor:
+    """Clip to [low, high] and round to ``levels`` equidistant codes, straight through.
+
+    Args:
+        x: Values of any shape, in the unit of ``low`` and ``high``.
+        levels: Number of codes, both ends included; None leaves the value continuous.
+        low: Lower end of the range.
+        high: Upper end of the range.
+
+    Returns:
+        Values of the shape of ``x`` on the grid.
+    """
+    clipped = torch.nn.functional.hardtanh(x, low, high)
+    if levels is None:
+        return clipped
+    return round_straight_through(clipped, (high - low) / (levels - 1), low)
+
+
+def read_out(x: Tensor, readout: Readout) -> Tensor:
+    """Clip a value [1], given in units of the saturation, to [-1, 1] and round it to the readout's codes."""
+    clipped = torch.nn.functional.hardtanh(x, -1.0, 1.0)
+    step = readout_step(readout)
+    return clipped if step is None else round_straight_through(clipped, step)

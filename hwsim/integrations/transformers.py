@@ -1,0 +1,305 @@
+"""Run the attention of any Hugging Face causal language model on emulated gain cells, and take it off again.
+
+transformers asks two registered functions: one builds the mask, one computes attention. Ours builds no mask but a
+*code*, one int32 tensor (b, 1, 1 + queries, keys): row 0 is the write index of each key (how many tokens were
+written before it, -1 for padding), row 1 + i the age of each key at query i in tokens, -1 where it must not be read.
+From it follow ring slot, decay, causality, window and padding, whatever cache the keys come from.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.pytorch_utils import Conv1D
+
+from device_models import DeviceModel, InputError
+from device_models.quantities import format_quantity
+from hwsim.costing import price
+from hwsim.counting import count_events, record_attention, record_tokens
+from hwsim.functional.attention_tiled import AttentionTables, attention_tables
+from hwsim.functional.layout import slot_layout
+from hwsim.modules import BitLinear, GainCellAttention
+
+NAME = "gain_cell"
+_TABLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Tables of the forward passes in flight, by their code tensor: shared by all layers, gone with the tensor."""
+
+
+def gain_cell_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,  # noqa: ANN401 - transformers' own type
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: object,
+) -> Tensor:
+    """Build the code tensor of one forward pass; the signature is that of a mask function of transformers."""
+    rows = torch.arange(q_length, device=device) + q_offset
+    keys = torch.arange(kv_length, device=device) + kv_offset
+    real = None if attention_mask is None else attention_mask.to(device).bool()
+    if real is None or bool(real.all()):
+        query_index, key_index = rows[None], keys[None]
+        valid = torch.ones(batch_size, q_length, dtype=torch.bool, device=device)
+    else:
+        index = torch.where(real, real.cumsum(1) - 1, -1)
+        valid = _at(index, rows) >= 0
+        if bool((real[:, 1:] <= real[:, :-1]).all()):
+            # Padding after the text: no real query reads it, so all sequences share one geometry
+            attention_mask, query_index, key_index = None, rows[None], keys[None]
+        else:
+            query_index, key_index = _at(index, rows), _at(index, keys)
+    record_tokens(valid)
+    keep = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        allow_is_causal_skip=False,
+        use_vmap=use_vmap,
+        device=device,
+    )[:, 0]
+    if key_index.shape[0] == 1 and batch_size > 1 and bool((keep == keep[:1]).all()):
+        keep = keep[:1]
+    return _code(query_index, key_index, keep)
+
+
+def _at(index: Tensor, positions: Tensor) -> Tensor:
+    """Look up (batch, n) write indices at absolute positions; positions beyond the mask are not written yet."""
+    inside = positions < index.shape[1]
+    return torch.where(inside, index[:, positions.clamp(max=index.shape[1] - 1)], -1)
+
+
+def _code(query_index: Tensor, key_index: Tensor, keep: Tensor) -> Tensor:
+    age = query_index[:, :, None] - key_index[:, None, :]
+    written = (query_index >= 0)[:, :, None] & (key_index >= 0)[:, None, :]
+    age = torch.where(keep & written, age, -1)
+    if bool((age < -1).any()):
+        raise ValueError("a query reads a token after it: gain-cell attention is causal")
+    return torch.cat([key_index.expand(age.shape[0], -1)[:, None, :], age], dim=1).to(torch.int32)[:, None]
+
+
+def _code_of_plain_mask(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+    """Rebuild the code from a caller's own 4-D mask (bool, or float with 0 where read), aligned lower right."""
+    query_index = torch.arange(queries, device=device) + keys - queries
+    key_index = torch.arange(keys, device=device)
+    causal = query_index[:, None] >= key_index
+    if mask is None:
+        return _code(query_index[None], key_index[None], causal[None])
+    read = mask if mask.dtype == torch.bool else mask >= 0
+    return _code(query_index[None], key_index[None], read[:, 0, :, :keys] & causal)
+
+
+def gain_cell_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Compute attention of one layer; the signature is that of an attention function of transformers.
+
+    ``scaling`` is not used: the range scalers and the saturation take its place.
+    """
+    cells: GainCellAttention | None = getattr(module, NAME, None)
+    if cells is None:
+        raise ValueError(f"{type(module).__name__} runs attention {NAME!r} without a device: call hwsim.emulate(model, device)")
+    if dropout:
+        warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)
+    code = attention_mask
+    if code is None or code.dtype != torch.int32:
+        code = _code_of_plain_mask(code, query.shape[2], key.shape[2], query.device)
+    tables = _tables(code, cells, query.dtype)
+    layer = int(getattr(module, "layer_idx", 0) or 0)
+    record_attention(layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0])
+    return cells(query, key, value, tables).transpose(1, 2).contiguous(), None
+
+
+def _tables(code: Tensor, cells: GainCellAttention, dtype: torch.dtype) -> AttentionTables:
+    made = _TABLES.setdefault(code, {})
+    wanted = (id(cells.device), cells.token_period_s, dtype)
+    if wanted not in made:
+        rows = code[:, 0].long()
+        layout = slot_layout(rows[:, 0], rows[:, 1:], cells.device)
+        made[wanted] = attention_tables(layout, cells.device, cells.token_period_s, dtype)
+    return made[wanted]
+
+
+AttentionInterface.register(NAME, gain_cell_forward)
+AttentionMaskInterface.register(NAME, gain_cell_mask)
+
+
+def emulate(
+    model: nn.Module,
+    device: DeviceModel,
+    *,
+    attention: bool = True,
+    linears: bool = True,
+    die_seed: int = 0,
+    token_period: float | Literal["auto"] | None = "auto",
+) -> nn.Module:
+    """Put a causal language model on a device, in place.
+
+    Attention layers get range scalers (existing ones are kept, so a model can change its device), linear layers of
+    the decoder become ternary :class:`BitLinear` layers (existing ones are kept). Embeddings, norms, the LM head and
+    adapters stay digital. A model that was trained with softmax or full-precision weights loses accuracy until it is
+    fine-tuned.
+
+    Args:
+        model: Hugging Face causal language model, or a peft model around one.
+        device: The device.
+        attention: Whether attention runs on gain cells.
+        linears: Whether linear layers run on ternary arrays.
+        die_seed: Seed of the die. Accepted for devices with mismatch; no device file of this version describes any.
+        token_period: [s] time between two tokens, or ``"auto"``: the model's own latency per token on this device.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: If the model's attention cannot be replaced, it has no layer to emulate, or the period is not
+            positive.
+    """
+    del die_seed  # every die of a device without mismatch is the same one
+    inner = _pretrained(model)
+    if linears:
+        _put_linears_on_arrays(inner, device)
+    if attention:
+        _put_attention_on_cells(inner, device)
+        period = _period(inner, device, token_period)
+        for layer in _attention_layers(inner):
+            getattr(layer, NAME).token_period_s = period
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo :func:`emulate`: softmax attention and the former linear layers return; shared weights stay as trained."""
+    inner = _pretrained(model)
+    former = inner.__dict__.pop("_attention_before_gain_cell", None)
+    if former is not None:
+        for layer in _attention_layers(inner):
+            delattr(layer, NAME)
+        inner.set_attn_implementation(former)
+    for name, layer in list(inner.named_modules()):
+        if isinstance(layer, BitLinear):
+            layer.array = None
+            if (plain := layer.__dict__.pop("_replaced", None)) is not None:
+                inner.set_submodule(name, plain)
+    return model
+
+
+def gain_cell_layers(model: nn.Module) -> list[GainCellAttention]:
+    """Return the emulated attention layers of a model, first layer first."""
+    return [layer for layer in model.modules() if isinstance(layer, GainCellAttention)]
+
+
+def _pretrained(model: nn.Module) -> PreTrainedModel:
+    for candidate in model.modules():
+        if isinstance(candidate, PreTrainedModel):
+            return candidate
+    raise InputError("not a Hugging Face model", where=type(model).__name__, expected="a transformers causal LM")
+
+
+def _attention_layers(model: nn.Module) -> list[nn.Module]:
+    return [
+        module
+        for module in model.modules()
+        if type(module).__name__.endswith("Attention")
+        and hasattr(module, "layer_idx")
+        and not isinstance(module, GainCellAttention)
+        and not getattr(module, "is_cross_attention", False)
+    ]
+
+
+def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel) -> None:
+    name, layers = type(model).__name__, _attention_layers(model)
+    if not layers or not getattr(model, "_supports_attention_backend", False):
+        raise InputError("the attention of this model cannot be replaced", where=name, expected="a model that uses transformers' AttentionInterface")
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    like = next(model.parameters())
+    for layer in layers:
+        if not getattr(layer, "is_causal", True):
+            raise InputError("attention is not causal", where=name, expected="a causal language model")
+        cells = getattr(layer, NAME, None)
+        if cells is None:
+            dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+            setattr(layer, NAME, GainCellAttention(heads, kv_heads, device, None).to(like.device, dtype))
+        else:
+            cells.device = device
+    if "_attention_before_gain_cell" not in model.__dict__:
+        model.__dict__["_attention_before_gain_cell"] = model.config._attn_implementation
+        model.set_attn_implementation(NAME)
+
+
+def _put_linears_on_arrays(model: PreTrainedModel, device: DeviceModel) -> None:
+    head = model.get_output_embeddings()
+    found = 0
+    for name, layer in list(model.named_modules()):
+        if layer is head or "lora_" in name or ".gain_cell" in name:
+            continue
+        if isinstance(layer, Conv1D) or type(layer) is nn.Linear:
+            linear = BitLinear.from_linear(_as_linear(layer) if isinstance(layer, Conv1D) else layer)
+            linear.__dict__["_replaced"] = layer
+            model.set_submodule(name, linear)
+            layer = linear
+        if isinstance(layer, BitLinear):
+            layer.array = device.linear
+            found += 1
+    if not found:
+        raise InputError("no linear layer to put on arrays", where=type(model).__name__, remedy="pass linears=False")
+
+
+def _as_linear(conv: Conv1D) -> nn.Linear:
+    """Return GPT-2's transposed linear layer as a linear layer with the same weights."""
+    inputs, outputs = conv.weight.shape
+    with torch.device("meta"):
+        linear = nn.Linear(inputs, outputs)
+    linear.weight, linear.bias = nn.Parameter(conv.weight.detach().T.contiguous()), conv.bias
+    return linear
+
+
+def _period(model: PreTrainedModel, device: DeviceModel, token_period: float | Literal["auto"] | None) -> float | None:
+    if token_period == "auto":
+        return token_latency_s(model, device) if device.decays else None
+    if token_period is None and device.decays:
+        raise InputError("no token period", where=device.name, expected="seconds between two tokens, or 'auto'")
+    if token_period is not None and not token_period > 0:
+        raise InputError("wrong token period", where=device.name, expected="> 0 s", received=token_period)
+    return token_period
+
+
+@torch.no_grad()
+def token_latency_s(model: PreTrainedModel, device: DeviceModel) -> float:
+    """Return the modelled latency [s] of one token of an emulated model once its window is full.
+
+    All layers one after another: attention, ternary arrays, digital layers; heads and sub-tiles in parallel.
+    """
+    for layer in gain_cell_layers(model):
+        layer.token_period_s = 1.0  # any period serves: only events are looked at
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    with count_events() as counts:
+        model(input_ids=token, use_cache=False)
+    tiles = -(-device.window.tokens // device.tile.slots)
+    counts.events["attention.tile_add"] += (tiles - 1) * counts["attention.layer_pass"]
+    return price(counts, device).latency_s
+
+
+def describe_period(period_s: float | None) -> str:
+    """Write a token period for a person."""
+    return "none (no decay)" if period_s is None else format_quantity(period_s, "s")

@@ -1,0 +1,106 @@
+"""Thin modules that hold parameters around the functions of ``hwsim.functional``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from device_models.schema import DeviceModel, LinearArray
+from hwsim.counting import record_linear
+from hwsim.functional.attention_tiled import AttentionTables, attend
+from hwsim.functional.bitlinear import eight_bit_activation, ternary_codes, ternary_scale, ternary_weight
+
+
+class RangeScaler(nn.Module):
+    """Affine map ``y = gain * x + offset`` per head in front of a converter, digital and trainable.
+
+    Args:
+        heads: Number of heads.
+        gain: Initial gain of every head.
+        offset: Initial offset of every head, in the unit of the converter.
+
+    Source: leroux2025, Methods, equation 5.
+    """
+
+    def __init__(self, heads: int, gain: float = 1.0, offset: float = 0.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((heads,), gain))
+        self.offset = nn.Parameter(torch.full((heads,), offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale (batch, heads, tokens, head_dim)."""
+        shape = (1, -1, 1, 1)
+        return torch.addcmul(self.offset.view(shape).to(x.dtype), x, self.gain.view(shape).to(x.dtype))
+
+
+class GainCellAttention(nn.Module):
+    """Attention of one layer on gain-cell arrays: range scalers per head, device, token period.
+
+    Args:
+        heads: Query heads.
+        kv_heads: Key and value heads.
+        device: The device whose arrays compute.
+        token_period_s: [s] time between two tokens; None only for a device that does not decay.
+    """
+
+    def __init__(self, heads: int, kv_heads: int, device: DeviceModel, token_period_s: float | None) -> None:
+        super().__init__()
+        self.device, self.token_period_s = device, token_period_s
+        self.query = RangeScaler(heads)
+        self.key = RangeScaler(kv_heads, offset=device.storage.v_zero)
+        self.value = RangeScaler(kv_heads, offset=device.storage.v_zero)
+        self.output = RangeScaler(heads)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, tables: AttentionTables) -> Tensor:
+        """Attend (batch, heads, queries, head_dim) to (batch, kv_heads, keys, head_dim)."""
+        out = attend(self.query(query), self.key(key), self.value(value), self.device, tables)
+        return self.output(out)
+
+
+class BitLinear(nn.Linear):
+    """Linear layer of ternary weights and 8-bit activations (W1.58A8).
+
+    Two modes. *Online*: ``weight`` holds trainable master weights, ternarised at each forward pass.
+    *Offline*: ``weight`` holds codes -1, 0, 1 and the buffer ``weight_scale`` the scale; weights are frozen.
+    The bias is added unscaled. State-dict names are those of ``nn.Linear`` (plus ``weight_scale`` when offline).
+    """
+
+    weight_scale: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, *, offline: bool = False) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.array: LinearArray | None = None  # set while the layer is emulated on arrays
+        self.register_buffer("weight_scale", torch.ones(()) if offline else None)
+        if offline:
+            self.weight.requires_grad_(False)
+
+    @property
+    def offline(self) -> bool:
+        """Whether the weights are stored as codes with a scale."""
+        return self.weight_scale is not None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> BitLinear:
+        """Make an online BitLinear that shares the weight and bias of a linear layer."""
+        with torch.device("meta"):
+            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        made.weight, made.bias = linear.weight, linear.bias
+        return made.train(linear.training)
+
+    @torch.no_grad()
+    def freeze_(self) -> None:
+        """Turn master weights into codes and scale, in place; the layer computes the same afterwards."""
+        if self.offline:
+            return
+        # 1/(1/s): the online path divides by the reciprocal, and the offline scale must equal it to the last bit
+        self.weight_scale = 1.0 / (1.0 / ternary_scale(self.weight))
+        self.weight = nn.Parameter(ternary_codes(self.weight).to(self.weight.dtype), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to (..., in_features)."""
+        record_linear(self, input)
+        x = eight_bit_activation(input)
+        if self.weight_scale is None:
+            return nn.functional.linear(x, ternary_weight(self.weight), self.bias)
+        out = nn.functional.linear(x, self.weight) * self.weight_scale.to(x.dtype)
+        return out if self.bias is None else out + self.bias

@@ -1,0 +1,54 @@
+"""Numbers of the page: three significant digits, the right prefix, a dash for nothing."""
+
+import math
+
+import pytest
+
+from fllm.report.formatting import NOTHING, count, engineering, interval, percent, plural, share, significant, spread
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1.7e-14, "J", "17.0 fJ"),
+        (9.996e-10, "J", "1.00 nJ"),
+        (6.1e-9, "J", "6.10 nJ"),
+        (6.5e-8, "s", "65.0 ns"),
+        (3.84e-5, "s", "38.4 µs"),
+        (999.6, "B", "1.00 kB"),
+        (1.0, "s", "1.00 s"),
+        (-2.5e-3, "V", "-2.50 mV"),
+        (0.0, "J", "0 J"),
+        (5e-27, "J", "0.00500 yJ"),
+        (None, "J", NOTHING),
+        (math.inf, "J", NOTHING),
+    ],
+)
+def test_engineering(value: float | None, unit: str, text: str) -> None:
+    assert engineering(value, unit).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.91234, "0.912"), (0.99999, "1.00"), (12.34, "12.3"), (4567.0, "4567"), (3.2e9, "3.20e+09"), (1e-6, "1.00e-06")],
+)
+def test_significant(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_words_around_numbers() -> None:
+    assert count(65536) == "65,536"
+    assert count(2_621_440).split() == ["2.62", "M"]
+    assert count(1.5) == "1.50"
+    assert percent(0.8375).split() == ["83.8", "%"]
+    assert interval([0.6, 0.705]).split() == ["60.0", "to", "70.5", "%"]
+    assert interval(None) == interval([]) == NOTHING
+    assert [share(part, 1.0).replace("\N{NO-BREAK SPACE}", " ") for part in (0.0, 1e-9, 0.25)] == [
+        "0.0 %",
+        "< 0.1 %",
+        "25.0 %",
+    ]
+    assert share(1.0, 0.0) == NOTHING
+    assert spread(0.8, 0.01, 4).split() == ["80.0", "±", "1.0", "%"]
+    assert spread(1.5, 0.0, 1, fraction=False) == "1.50"
+    assert (plural(1, "round"), plural(1000, "round")) == ("1 round", "1,000 rounds")

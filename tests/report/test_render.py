@@ -1,0 +1,230 @@
+"""The page and its figures: reproducible, self-contained, accessible, escaped, and whole at any state of a run."""
+
+import copy
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from fllm.report import render
+from fllm.results import read_result, write_result
+
+FIGURES = ("rounds", "loss", "energy_parts", "communication")
+_VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes; complains about tags that do not pair up."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def html(tmp_path: Path, result: dict[str, Any]) -> str:
+    return _html(result, tmp_path)
+
+
+def _html(result: dict[str, Any], folder: Path) -> str:
+    return render(result, folder)[0].read_text(encoding="utf-8")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_rendering_twice_gives_the_same_bytes(tmp_path: Path, result: dict[str, Any]) -> None:
+    written = render(result, tmp_path / "a")
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):  # a user's matplotlibrc does not matter
+        render(copy.deepcopy(result), tmp_path / "b")
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
+    assert sorted(_contents(tmp_path / "a")) == sorted(path.relative_to(tmp_path / "a").as_posix() for path in written)
+
+
+def test_a_trip_through_the_file_changes_nothing(tmp_path: Path, result: dict[str, Any]) -> None:
+    shuffled = dict(reversed(result.items()))
+    shuffled["final"] = dict(reversed(result["final"].items()))
+    shuffled["final"]["energy_per_token_parts_j"] = dict(reversed(result["final"]["energy_per_token_parts_j"].items()))
+    shuffled["sources"] = dict(reversed(result["sources"].items()))
+    write_result(tmp_path / "result.json", shuffled)
+    render(shuffled, tmp_path / "a")
+    render(read_result(tmp_path / "result.json"), tmp_path / "b")
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
+
+
+def test_figures_are_real_pictures(tmp_path: Path, result: dict[str, Any]) -> None:
+    render(result, tmp_path)
+    for name in FIGURES:
+        png = (tmp_path / "figures" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(png) > 5000
+        svg = ElementTree.fromstring((tmp_path / "figures" / f"{name}.svg").read_bytes())
+        assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(list(svg.iter())) > 30
+
+
+def test_page_asks_the_network_for_nothing(html: str) -> None:
+    page = Page(html)
+    assert not page.all("script")
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.all("img"))
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+    for link in page.all("a"):
+        assert link["href"].startswith(("#", "https://doi.org/10.")), link
+    assert html.count("http") == html.count("https://doi.org/") + html.count("http-equiv")
+    assert "@import" not in html and "url(" not in html
+
+
+def test_page_is_accessible(html: str) -> None:
+    page = Page(html)
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("title")) == len(page.all("h1")) == 1
+    assert all(len(image["alt"]) > 20 for image in page.all("img"))
+    assert all(cell["scope"] in {"col", "row", "rowgroup"} for cell in page.all("th"))
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert set(ids.values()) == {1}
+    assert {link["href"][1:] for link in page.all("a") if link["href"].startswith("#")} <= set(ids)
+
+
+def test_first_screen_answers_the_question(html: str) -> None:
+    first = html[: html.index('<section id="rounds"')].replace("\N{NO-BREAK SPACE}", " ")
+    for expected in ("83.7 %", "81.7 %", "79.7 to 87.0 %", "40.0 %", "81.5 %", "204 nJ", "38.4 µs", "400 test cases"):
+        assert expected in first, expected
+    assert "their 95 % intervals overlap" in first
+    assert "the majority class (40.0 %): clearly above" in first
+    assert "TF-IDF + logistic regression (81.5 %): not told apart" in first
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"), [(0.2, "clearly above"), (0.82, "not told apart"), (0.95, "clearly below")]
+)
+def test_a_baseline_is_placed_against_the_interval(
+    tmp_path: Path, result: dict[str, Any], accuracy: float, verdict: str
+) -> None:
+    result["baselines"]["tfidf_logreg"]["accuracy"] = accuracy
+    assert (
+        f"\N{NO-BREAK SPACE}%): {verdict}"
+        in _html(result, tmp_path).split("TF-IDF + logistic regression (", 3)[-1][:40]
+    )
+
+
+def test_synthetic_data_are_called_so(tmp_path: Path, result: dict[str, Any]) -> None:
+    assert "SYNTHETIC DATA" in _html(result, tmp_path)
+    result["data"]["synthetic"] = False
+    assert "SYNTHETIC DATA" not in _html(result, tmp_path)
+
+
+def test_simulator_time_is_not_hardware_time(html: str) -> None:
+    assert html.count("118") == 1
+    assert "running time (not the modelled hardware)" in html.replace("&#39;", "'")
+
+
+def test_special_characters_are_escaped(tmp_path: Path, result: dict[str, Any]) -> None:
+    nasty = "<script>alert('x')</script>&\"'"
+    result["name"] = result["command"] = result["device"]["title"] = result["model"]["name"] = nasty
+    result["config"] |= {nasty: nasty}
+    result["data"] |= {"source": nasty, "fields": [nasty], "label_counts": {nasty: 1}}
+    result["data"]["clients"][0]["name"] = nasty
+    result["not_modelled"] = [nasty]
+    result["sources"] |= {nasty: f"{nasty} doi:10.1000/{nasty}"}
+    result["device"]["values"].append(
+        {
+            "key": nasty,
+            "value": nasty,
+            "kind": nasty,
+            "source": nasty,
+            "where": nasty,
+            "note": nasty,
+            "range": [nasty] * 2,
+        }
+    )
+    result["final"]["energy_per_token_parts_j"] |= {"a $b_{c$ <part>": 1e-9}
+    result["final"]["prices"][0] |= {"event": nasty, "part": nasty, "source": nasty, "kind": nasty}
+    html = _html(result, tmp_path)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    Page(html)
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_an_unfinished_run_renders_and_says_so(
+    tmp_path: Path, result: dict[str, Any], status: str, rounds: int
+) -> None:
+    result |= {"status": status, "final": None, "rounds": result["rounds"][:rounds]}
+    html = _html(result, tmp_path)
+    Page(html)
+    assert "Unfinished run." in html[: html.index("<h1>")]
+    assert f"{max(0, rounds - 1)} of 10 rounds are finished" in html
+    assert all((tmp_path / "figures" / f"{name}.{kind}").stat().st_size for name in FIGURES for kind in ("png", "svg"))
+
+
+def test_a_bare_result_renders(tmp_path: Path) -> None:
+    bare = {
+        "schema_version": 1,
+        "status": "running",
+        "name": "bare",
+        "config": {},
+        "data": {},
+        "model": {},
+        "device": {},
+    }
+    Page(_html(bare | {"rounds": []}, tmp_path))
+
+
+def test_a_wide_range_of_perplexity_is_drawn_on_a_log_axis(result: dict[str, Any]) -> None:
+    from fllm.report.figures import draw_loss
+
+    assert draw_loss(result).figure.axes[1].get_yscale() == "linear"
+    result["rounds"][0]["ideal"]["perplexity"] = 4000.0
+    assert draw_loss(result).figure.axes[1].get_yscale() == "log"
+
+
+def test_one_die_has_no_spread(tmp_path: Path, result: dict[str, Any]) -> None:
+    for row in result["rounds"]:
+        for metric in row["hardware"].values():
+            metric |= {"std": 0.0, "dies": 1}
+    html = _html(result, tmp_path)
+    assert "one simulated die" in html
+    assert "± 0" not in html.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_assumptions_stand_first_and_sources_are_linked(html: str) -> None:
+    table = html[html.index('<section id="device"') : html.index('<section id="not-modelled"')]
+    order = [table.index(f">{kind} (") for kind in ("Assumed", "Derived", "Simulated", "Measured")]
+    assert order == sorted(order)
+    assert "token_period" in table
+    assert "Assumed (6)" in table and "22 numbers" in table and "6 of 22 device numbers are assumptions" in html
+    assert '<a href="#source-3">leroux2025</a>' in table
+    assert '<dt id="source-3">leroux2025</dt>' in html
+    assert '<a href="https://doi.org/10.1038/s43588-025-00854-1">' in html
+
+
+def test_shares_of_the_energy_table_add_up(result: dict[str, Any]) -> None:
+    from fllm.report.tables import prices_table
+
+    table = prices_table(result)
+    assert table is not None
+    shares = [float(group.heading[-1].split()[0]) for group in table.groups if group.heading]
+    assert shares[-1] == 100.0
+    assert sum(shares[:-1]) == pytest.approx(100.0, abs=0.05 * len(shares))
