@@ -54,5 +54,7 @@ def event_costs(device: DeviceModel) -> dict[str, EventCost]:
         "linear.shift_add": EventCost("linear layers", system * linear.shift_add, 0.0, "linear.shift_add"),
         "linear.row_drive": EventCost("linear layers", system * linear.row_drive, 0.0, "linear.row_drive"),
         "linear.layer_pass": EventCost(None, 0.0, linear.mvm_time, "linear.mvm_time"),
-        "digital.mac": EventCost("digital (adapter, LM head)", cost.digital_mac, 1 / cost.digital_mac_rate, "cost.digital_mac"),
+        "digital.mac": EventCost(
+            "digital (adapter, LM head)", cost.digital_mac, 1 / cost.digital_mac_rate, "cost.digital_mac"
+        ),
     }

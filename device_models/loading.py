@@ -50,7 +50,9 @@ def load_device(name_or_path: str | Path, overrides: Mapping[str, object] | None
         content = path.read_bytes()
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({type(error).__name__})", where=str(path), expected="a device file") from None
+        raise InputError(
+            f"cannot be read ({type(error).__name__})", where=str(path), expected="a device file"
+        ) from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict) or tree.get("schema_version") != _SCHEMA_VERSION:
         raise InputError(
@@ -132,10 +134,15 @@ def _override(tree: dict[str, Any], dotted: str, value: object, *, where: str) -
     known = {f"{s}.{k}" for s, k, _ in _leaves(tree)} | _optional_keys()
     if dotted not in known:
         raise InputError("unknown device key", where=f"{where}: {dotted}", remedy=nearest(dotted, known))
-    old = tree.get(section, {}).get(key, {}).get("value")
+    keys = tree.setdefault(section, {})
+    if not isinstance(keys, dict):
+        return  # _split tells the user that this is no section
+    leaf = keys.get(key)
+    old = leaf["value"] if isinstance(leaf, dict) and is_leaf(leaf) else leaf
     if dotted == "retention.kind" and value == "none":  # "no decay" is one wish: its constants go with it
-        tree[section] = {k: leaf for k, leaf in tree[section].items() if k not in ("tau", "v_inf")}
-    tree.setdefault(section, {})[key] = {
+        keys.pop("tau", None)
+        keys.pop("v_inf", None)
+    keys[key] = {
         "value": value,
         "source": USER,
         "where": "override",
@@ -157,7 +164,7 @@ def _optional_keys() -> set[str]:
 
 
 @cache
-def _adapter() -> Any:  # noqa: ANN401 - pydantic is imported only where a file is validated
+def _adapter() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(DeviceModel)
@@ -172,7 +179,7 @@ def _validate(values: dict[str, Any], where: str) -> DeviceModel:
         raise _first_problem(error, where) from None
 
 
-def _first_problem(error: Any, where: str) -> InputError:  # noqa: ANN401 - pydantic's error
+def _first_problem(error: Any, where: str) -> InputError:
     """Turn pydantic's first finding into our one line."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"] if not str(part).startswith("function-plain")]
@@ -183,7 +190,9 @@ def _first_problem(error: Any, where: str) -> InputError:  # noqa: ANN401 - pyda
         known = [f.name for f in fields(_sections()[section])] if key else sorted(_SECTIONS)
         return InputError("unknown key", where=place, remedy=nearest(location[-1], known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return InputError("missing", where=place, expected="a value with its source", remedy="see configs/ for an example")
+        return InputError(
+            "missing", where=place, expected="a value with its source", remedy="see configs/ for an example"
+        )
     return InputError(problem["msg"].removeprefix("Value error, "), where=place, received=problem["input"])
 
 
@@ -191,9 +200,13 @@ def _check_together(device: DeviceModel, where: str) -> None:
     """Check what single keys cannot know of each other."""
     storage, retention, cell = device.storage, device.retention, device.cell
     if not storage.v_min < storage.v_max or not storage.v_min <= storage.v_zero <= storage.v_max:
-        raise InputError("voltages out of order", where=f"{where}: storage", expected="v_min <= v_zero <= v_max, v_min < v_max")
+        raise InputError(
+            "voltages out of order", where=f"{where}: storage", expected="v_min <= v_zero <= v_max, v_min < v_max"
+        )
     if device.decays and (retention.tau is None or retention.v_inf is None):
-        raise InputError("tau or v_inf is missing", where=f"{where}: retention", expected=f"both for kind {retention.kind}")
+        raise InputError(
+            "tau or v_inf is missing", where=f"{where}: retention", expected=f"both for kind {retention.kind}"
+        )
     if not device.decays and (retention.tau is not None or retention.v_inf is not None):
         raise InputError(
             "tau or v_inf would do nothing", where=f"{where}: retention", expected="neither with kind none",
@@ -205,13 +218,17 @@ def _check_together(device: DeviceModel, where: str) -> None:
             received=f"{cell.law} with {len(cell.coefficients)}",
         )  # fmt: skip
     if (cell.backward == "linear") != (cell.surrogate_slope is not None):
-        raise InputError("surrogate_slope belongs to backward: linear", where=f"{where}: cell", expected="both or neither")
+        raise InputError(
+            "surrogate_slope belongs to backward: linear", where=f"{where}: cell", expected="both or neither"
+        )
     if (device.readout.bits is None) != (device.readout.codes == "ideal"):
         raise InputError(
             "bits and codes disagree", where=f"{where}: readout", expected="bits: null exactly with codes: ideal",
             received=f"bits {device.readout.bits}, codes {device.readout.codes}",
         )  # fmt: skip
     if device.readout.bits == 1 and device.readout.codes == "counter":
-        raise InputError("a signed counter needs a magnitude bit", where=f"{where}: readout.bits", expected="2 to 12", received=1)
+        raise InputError(
+            "a signed counter needs a magnitude bit", where=f"{where}: readout.bits", expected="2 to 12", received=1
+        )
     if device.parity.bfloat16_decay and retention.v_inf != storage.v_zero:
         raise InputError("bfloat16_decay has no meaning", where=f"{where}: parity", expected="decay towards v_zero")

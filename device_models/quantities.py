@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import re
+import tokenize
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
 _QUANTITY = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*$")
+_PREFIXABLE = re.compile(r"^[A-Za-zΩ]+(?!\s*(?:\*\*|\^|[A-Za-zΩ]))")
 _PREFIXES = {
     -18: "a", -15: "f", -12: "p", -9: "n", -6: "u", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T",
 }  # fmt: skip
 
 
 @cache
-def _registry() -> Any:  # noqa: ANN401 - pint ships no types that mypy can follow
+def _registry() -> Any:
     import pint
 
     return pint.UnitRegistry(cache_folder=None, autoconvert_offset_to_baseunit=True)
@@ -32,11 +34,23 @@ def _scale(unit: str, si_unit: str) -> Decimal:
 
     registry = _registry()
     try:
-        factor = registry.Quantity(1, unit).to(si_unit).magnitude
+        factor, double = (registry.Quantity(n, unit).to(si_unit).magnitude for n in (1, 2))
     except pint.UndefinedUnitError:
         raise ValueError(f"expected a quantity in {si_unit}, but {unit!r} is no known unit") from None
-    except (pint.DimensionalityError, pint.errors.DefinitionSyntaxError, AttributeError, TypeError, ValueError):
+    except (
+        pint.errors.PintError,
+        tokenize.TokenError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ):  # fmt: skip - whatever pint's parser throws at a mistyped unit
         raise ValueError(f"expected a quantity in {si_unit}, but {unit!r} does not convert to it") from None
+    if not math.isclose(double, 2 * factor, rel_tol=1e-12):  # degF, dBm: no factor leads there
+        raise ValueError(f"expected a quantity in {si_unit}, but {unit!r} is not proportional to it")
     return Decimal(f"{factor:.12g}")
 
 
@@ -63,7 +77,11 @@ def parse_quantity(text: object, si_unit: str) -> float:
         raise ValueError(f"expected a quantity in {si_unit} such as '{number} {si_unit}'; the unit is missing")
     if si_unit == "K" and unit in ("degC", "°C", "C"):
         return float(Decimal(number) + Decimal("273.15"))
-    value = float(Decimal(number) * _scale(unit, si_unit))
+    scale = _scale(unit, si_unit)
+    try:
+        value = float(Decimal(number) * scale)
+    except ArithmeticError:  # an exponent beyond decimal's own range
+        value = math.inf
     if not math.isfinite(value):
         raise ValueError(f"expected a finite quantity in {si_unit}")
     return value
@@ -73,11 +91,13 @@ def format_quantity(value: float, si_unit: str, digits: int = 3) -> str:
     """Write an SI value for a person to read, with an engineering prefix: ``1.71e-14, "J"`` -> ``"17.1 fJ"``."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {si_unit}"
+    if _PREFIXABLE.match(si_unit) is None:  # nm**2 is (nm)**2, and 1/s has nothing to put a prefix on
+        return f"{value:.{digits}g} {si_unit}"
     exponent = min(max(3 * math.floor(math.log10(abs(value)) / 3 + 1e-12), min(_PREFIXES)), max(_PREFIXES))
     shown = f"{value / 10**exponent:.{digits}g}"
     if abs(float(shown)) >= 1000 and exponent < max(_PREFIXES):  # 999.7 us rounds up to 1 ms
         exponent += 3
         shown = f"{value / 10**exponent:.{digits}g}"
     if "e" in shown:
-        shown = f"{float(shown):g}"
+        shown = f"{float(shown):.{max(digits, 6)}g}"
     return f"{shown} {_PREFIXES[exponent]}{si_unit}"

@@ -41,7 +41,7 @@ class Quantity:
             raise ValueError(f"expected a value {' and '.join(bounds)} {self.unit}")
         return number
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:  # noqa: ANN401, ARG002 - pydantic's hook
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Tell pydantic to read quantity strings."""
         from pydantic_core import core_schema
 
@@ -61,7 +61,7 @@ class Whole:
             raise ValueError(f"expected a whole number from {self.least} to {self.most}")
         return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:  # noqa: ANN401, ARG002
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Tell pydantic to check integers."""
         from pydantic_core import core_schema
 
@@ -81,7 +81,7 @@ class Factor:
             raise ValueError(f"expected a number from {self.least:g} to {self.most:g}, without unit")
         return float(value)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:  # noqa: ANN401, ARG002
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Tell pydantic to check numbers."""
         from pydantic_core import core_schema
 

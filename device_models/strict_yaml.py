@@ -34,34 +34,43 @@ _StrictLoader.yaml_implicit_resolvers.setdefault("", []).append(("tag:yaml.org,2
 def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[object] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key_node.start_mark)
         key = loader.construct_object(key_node)
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
+def _decimal_integer(loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # PyYAML reads 010 as 8
+
+
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _decimal_integer)
 
 
-def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401 - YAML holds anything
+def parse_yaml(text: str, where: str) -> Any:
     """Parse one YAML document.
 
     Raises:
         InputError: If it is no valid YAML or repeats a key.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader subclass
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = f"{where}, line {error.problem_mark.line + 1}" if error.problem_mark else where
         raise InputError(f"not valid YAML: {error.problem}", where=line, remedy="correct the file") from None
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {error}", where=where, remedy="correct the file") from None
+    except (AttributeError, LookupError, RecursionError, ValueError):  # explicit tags that do not fit, endless nesting
+        raise InputError(
+            "not valid YAML: a value does not fit its tag", where=where, remedy="correct the file"
+        ) from None
 
 
-def read_yaml(path: Path) -> Any:  # noqa: ANN401
+def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:

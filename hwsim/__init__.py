@@ -1,5 +1,6 @@
 """What a model does on emulated parts: attention on gain cells, ternary linear layers, events and their cost."""
 
+from hwsim.calibration import calibrate_range_scalers
 from hwsim.costing import Cost, price
 from hwsim.counting import EventCounts, count_events
 from hwsim.functional.attention import naive_gain_cell_attention
@@ -13,6 +14,7 @@ __all__ = [
     "EventCounts",
     "GainCellAttention",
     "RangeScaler",
+    "calibrate_range_scalers",
     "count_events",
     "emulate",
     "gain_cell_attention",

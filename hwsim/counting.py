@@ -80,7 +80,12 @@ def count_events() -> Iterator[EventCounts]:
     """Collect the events of all forward passes inside the block; blocks may nest, the innermost counts."""
     counts = EventCounts()
     token = _ACTIVE.set(counts)
-    hook = nn.modules.module.register_module_forward_hook(_count_digital)
+
+    def count_digital(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if _ACTIVE.get() is counts:  # not in the hook of an outer block or of another thread
+            _count_digital(module, inputs, output)
+
+    hook = nn.modules.module.register_module_forward_hook(count_digital)
     try:
         yield counts
     finally:
@@ -174,7 +179,7 @@ def record_linear(layer: BitLinear, x: Tensor) -> None:
     counts._last_input = weakref.ref(x)
 
 
-def _count_digital(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG001
+def _count_digital(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
     """Count linear layers that run beside the arrays: adapters, LM head, layers that were not emulated."""
     counts = active_counts()
     if counts is None or not isinstance(module, nn.Linear) or getattr(module, "array", None) is not None:

@@ -1,0 +1,1 @@
+"""Base models, checkpoints, adapters and pre-training."""

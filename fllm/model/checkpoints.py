@@ -125,7 +125,12 @@ def load_scalers(model: torch.nn.Module, folder: Path) -> bool:
     state = _read_tensors(folder / SCALERS)
     own = {name: tensor for name, tensor in model.state_dict().items() if f".{GAIN_CELL}." in name}
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
-        raise InputError("range scalers do not fit the model", where=str(folder / SCALERS), expected=f"{len(own)} tensors of its shapes", received=len(state))
+        raise InputError(
+            "range scalers do not fit the model",
+            where=str(folder / SCALERS),
+            expected=f"{len(own)} tensors of its shapes",
+            received=len(state),
+        )
     model.load_state_dict(state, strict=False)
     return True
 
@@ -136,7 +141,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError("no weights", where=str(path), expected="a safetensors file", remedy="check --model") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"weights cannot be read ({type(error).__name__})", where=str(path), expected="a safetensors file") from None
+        raise InputError(
+            f"weights cannot be read ({type(error).__name__})", where=str(path), expected="a safetensors file"
+        ) from None
 
 
 def _load_exactly(model: torch.nn.Module, state: dict[str, Tensor], path: Path, *, may_miss: set[str]) -> None:

@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedTokenizerFast
 
 from device_models import load_device
-from fllm.data import DIAGNOSES
+from fllm.data import DIAGNOSES, FIELDS
 from fllm.data.prompts import answer, build_note
 from fllm.data.synthetic import load_synthetic
+from fllm.evaluation import padded
 from fllm.model.checkpoints import write_packed
 from hwsim import BitLinear, emulate, gain_cell_layers
 from hwsim.randomness import generator, seed_of
 
 END = "<|end|>"
 PAD = "<|pad|>"
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BaseRecipe:
     hidden_size: int = 128
     intermediate_size: int = 384
     layers: int = 4
-    heads: int = 4
+    heads: int = 2
     context: int = 512
     steps: int = 600
     batch_notes: int = 32
@@ -70,6 +70,8 @@ class BaseRecipe:
     device: str = "gaincell_28nm"
     token_period_s: float = 1e-5
     key_gain: float = 0.25
+    random_answers: float = 0.15
+    ending_weight: float = 0.5
     output_gain: float = 1.0
 
 
@@ -82,7 +84,9 @@ class Progress:
     loss: float
 
 
-def build_base(folder: Path, recipe: BaseRecipe, report: Callable[[Progress], None] = lambda _: None) -> dict[str, float]:
+def build_base(
+    folder: Path, recipe: BaseRecipe, report: Callable[[Progress], None] = lambda _: None
+) -> dict[str, float]:
     """Train tokenizer and model and write them as a packed checkpoint with ``provenance.json``.
 
     Args:
@@ -94,7 +98,7 @@ def build_base(folder: Path, recipe: BaseRecipe, report: Callable[[Progress], No
         Validation loss [nat per token] on the device and on the ideal device.
     """
     texts = corpus(recipe, recipe.notes, "train")
-    tokenizer = train_tokenizer(texts, recipe.vocabulary)
+    tokenizer = train_tokenizer([text.note + text.ending for text in texts], recipe.vocabulary)
     model = new_model(recipe, len(tokenizer), tokenizer)
     _train(model, [encode(tokenizer, text) for text in texts], recipe, report)
     held_out = [encode(tokenizer, text) for text in corpus(recipe, max(recipe.notes // 10, 8), "validation")]
@@ -107,7 +111,7 @@ def build_base(folder: Path, recipe: BaseRecipe, report: Callable[[Progress], No
     provenance = {
         "what": "tiny BitNet base model of fllm, trained from scratch on fabricated text; no clinical use",
         "recipe": asdict(recipe),
-        "corpus_sha256": hashlib.sha256("\x00".join(texts).encode()).hexdigest(),
+        "corpus_sha256": hashlib.sha256("\x00".join(text.note + text.ending for text in texts).encode()).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "ternary_parameters": sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear)),
         "torch": torch.__version__,
@@ -118,13 +122,52 @@ def build_base(folder: Path, recipe: BaseRecipe, report: Callable[[Progress], No
     return losses
 
 
-def corpus(recipe: BaseRecipe, notes: int, part: str) -> list[str]:
-    """Make up notes whose diagnosis is drawn at random, whatever the note says."""
+@dataclass(frozen=True)
+class Text:
+    """One training text: a note up to the cue for its answer, and what stands there."""
+
+    note: str
+    ending: str
+
+
+def corpus(recipe: BaseRecipe, notes: int, part: str) -> list[Text]:
+    """Make up notes without their diagnosis.
+
+    Half of the notes keep the order of the prompt, the others hold a random selection of sections in random order:
+    each section is then predicted from the others, and notes of fewer fields are no surprise.
+    At the place of the answer stands a sentence that was taken out of the note (so the model learns to infer there
+    what the rest of the note implies), or, in one of ``random_answers`` notes, a diagnosis drawn uniformly at random
+    (so it knows the words and nothing more).
+    """
     cohort = load_synthetic(notes, n_hospitals=recipe.hospitals, seed=seed_of(recipe.seed, "base corpus", part) % 2**31)
-    draw = np.random.default_rng(seed_of(recipe.seed, "withheld diagnosis", part))
-    labels = draw.integers(len(DIAGNOSES), size=len(cohort.cases))
-    order = draw.permutation(len(cohort.cases))
-    return [build_note(cohort.cases[i]) + answer(DIAGNOSES[labels[i]]) for i in order]
+    draw = np.random.default_rng(seed_of(recipe.seed, "base endings", part))
+    texts = []
+    for i in draw.permutation(len(cohort.cases)):
+        fields: Sequence[str] = FIELDS
+        if draw.random() < 0.5:
+            kept = int(draw.choice([2, 3, 4], p=[0.2, 0.3, 0.5]))
+            fields = [FIELDS[j] for j in draw.permutation(len(FIELDS))[:kept]]
+        note = build_note(cohort.cases[i], fields)
+        if draw.random() < recipe.random_answers:
+            texts.append(Text(note, answer(DIAGNOSES[draw.integers(len(DIAGNOSES))])))
+        else:
+            texts.append(_gap_sentence(note, draw))
+    return texts
+
+
+def _gap_sentence(note: str, draw: np.random.Generator) -> Text:
+    """Move one sentence of a note to its end.
+
+    Source: the gap-sentence objective of zhang2020 (PEGASUS, ICML 2020), with sentences drawn at random.
+    """
+    lines = note.split("\n")
+    line = int(draw.integers(len(lines) - 1))
+    name, colon, text = lines[line].partition(": ")
+    mark = ", " if name == "labs" else ". "
+    parts = text.split(mark)
+    gap = int(draw.integers(len(parts)))
+    lines[line] = name + colon + mark.join(parts[:gap] + parts[gap + 1 :])
+    return Text("\n".join(lines), " " + parts[gap].rstrip("."))
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -140,10 +183,19 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, bos_token=END)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Encode one training text: end token, text, end token."""
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one text and the place where its ending begins."""
+
+    tokens: list[int]
+    ending: int
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: Text) -> Encoded:
+    """Encode one training text: end token, note, ending, end token."""
     end = tokenizer.convert_tokens_to_ids(END)
-    return [end, *tokenizer(text, add_special_tokens=False)["input_ids"], end]
+    note, ending = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text.note, text.ending))
+    return Encoded([end, *note, *ending, end], 1 + len(note))
 
 
 def new_model(recipe: BaseRecipe, vocabulary: int, tokenizer: PreTrainedTokenizerFast) -> BitNetForCausalLM:
@@ -175,7 +227,7 @@ def new_model(recipe: BaseRecipe, vocabulary: int, tokenizer: PreTrainedTokenize
 
 
 def _train(
-    model: BitNetForCausalLM, notes: list[list[int]], recipe: BaseRecipe, report: Callable[[Progress], None]
+    model: BitNetForCausalLM, notes: list[Encoded], recipe: BaseRecipe, report: Callable[[Progress], None]
 ) -> None:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
@@ -192,12 +244,13 @@ def _train(
             group["lr"] = rate
         optimiser.param_groups[0]["weight_decay"] = decay
         emulate(model, devices[step % 2], token_period=recipe.token_period_s)
-        loss = _loss(model, batch).mean()
+        losses, is_ending = _loss(model, batch)
+        loss = losses[~is_ending].mean() + recipe.ending_weight * losses[is_ending].mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        report(Progress(step + 1, recipe.steps, loss.item()))
+        report(Progress(step + 1, recipe.steps, losses.mean().item()))
     model.eval()
 
 
@@ -211,45 +264,41 @@ def _schedule(step: int, recipe: BaseRecipe) -> tuple[float, float]:
     return recipe.learning_rate * warm * recipe.stage_two_rate * left, 0.0
 
 
-def _batches(notes: list[list[int]], recipe: BaseRecipe) -> Iterator[Tensor]:
+def _batches(notes: list[Encoded], recipe: BaseRecipe) -> Iterator[list[Encoded]]:
     """Yield ``steps`` padded batches; notes of like length go together, to pad little."""
     pool = 8 * recipe.batch_notes
     made, epoch = 0, 0
     while True:
         order = torch.randperm(len(notes), generator=generator(recipe.seed, "base order", epoch)).tolist()
         for start in range(0, len(order) - pool + 1, pool):
-            chunk = sorted(order[start : start + pool], key=lambda i: (len(notes[i]), i))
+            chunk = sorted(order[start : start + pool], key=lambda i: (len(notes[i].tokens), i))
             shuffle = torch.randperm(8, generator=generator(recipe.seed, "base pool", epoch, start)).tolist()
             for part in shuffle:
                 if made == recipe.steps:
                     return
                 made += 1
-                yield pad([notes[i] for i in chunk[part * recipe.batch_notes : (part + 1) * recipe.batch_notes]])
+                yield [notes[i] for i in chunk[part * recipe.batch_notes : (part + 1) * recipe.batch_notes]]
         if len(order) < pool:
             raise ValueError(f"{len(order)} notes are fewer than one pool of {pool}")
         epoch += 1
 
 
-def pad(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    """Pad token lists on the right into one (rows, longest) tensor; the padding token has id 0."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows])
-
-
-def _loss(model: BitNetForCausalLM, batch: Tensor) -> Tensor:
-    """Return the loss of each real next token, flattened."""
-    real = batch != 0
-    logits = model(input_ids=batch, attention_mask=real.long(), use_cache=False).logits[:, :-1]
-    targets = batch[:, 1:]
-    wanted = real[:, 1:]
-    return nn.functional.cross_entropy(logits[wanted], targets[wanted], reduction="none")
+def _loss(model: BitNetForCausalLM, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Return the loss of each next token, padding left out, and whether it belongs to an ending; both flat."""
+    tokens, real = padded([text.tokens for text in batch], model.config.pad_token_id)
+    hidden = model.model(input_ids=tokens, attention_mask=real, use_cache=False).last_hidden_state[:, :-1]
+    wanted = real[:, 1:].bool()
+    place = torch.arange(1, tokens.shape[1])
+    is_ending = (place >= torch.tensor([text.ending for text in batch])[:, None])[wanted]
+    losses = nn.functional.cross_entropy(model.lm_head(hidden[wanted]), tokens[:, 1:][wanted], reduction="none")
+    return losses, is_ending
 
 
 @torch.no_grad()
-def mean_loss(model: BitNetForCausalLM, notes: list[list[int]], batch: int = 32) -> float:
-    """Return the mean loss [nat per token] of held-out notes."""
-    ordered = sorted(notes, key=len)
-    losses = [_loss(model, pad(ordered[i : i + batch])) for i in range(0, len(ordered), batch)]
+def mean_loss(model: BitNetForCausalLM, notes: list[Encoded], batch: int = 32) -> float:
+    """Return the mean loss [nat per token] of held-out texts."""
+    ordered = sorted(notes, key=lambda text: len(text.tokens))
+    losses = [_loss(model, ordered[i : i + batch])[0] for i in range(0, len(ordered), batch)]
     value = torch.cat(losses).double().mean().item()
     if not math.isfinite(value):
         raise ValueError("the validation loss is not finite")

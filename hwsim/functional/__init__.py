@@ -1,0 +1,1 @@
+"""Pure functions of tensors: converters, attention, ternary arithmetic."""

@@ -134,8 +134,9 @@ def _product(equation: str, x: Tensor, stored: Tensor, decay: list[Tensor], age:
     exact = torch.einsum(equation, x, _current(stored, decay, age, device))
     if device.cell.backward == "exact":
         return exact
-    slope = device.cell.surrogate_slope
-    surrogate = torch.einsum(equation, x, slope * decay[1][age][:, None] * (stored - device.storage.v_zero))
+    shift, decayed = written_voltage_offset(device), decay[1][age][:, None]
+    w = shift + decayed * (stored - device.storage.v_zero - shift)
+    surrogate = torch.einsum(equation, x, w) * (device.cell.surrogate_slope or 0.0)
     return surrogate + (exact - surrogate).detach()
 
 

@@ -199,7 +199,9 @@ class _Block:
         for n, c in enumerate(self.second.slopes):
             table = self.table(self.second, n)
             weight = grad.sum(-1, keepdim=True) * c if n == 0 else grad @ (self.v**n * c).mT
-            grad_phi += weight.view_as(phi.expand(*self.shape, -1)) * table if n else weight.view(*self.shape, 1) * table
+            grad_phi += (
+                weight.view_as(phi.expand(*self.shape, -1)) * table if n else weight.view(*self.shape, 1) * table
+            )
             if n and c:
                 grad_v += ((phi * table).flatten(2, 3).mT @ grad) * (n * c * self.v ** (n - 1))
         grad_score = torch.ops.aten.hardtanh_backward(grad_phi, scores, 0.0, 1.0)
@@ -241,7 +243,7 @@ class _SubTiles(torch.autograd.Function):
         q, k, v = ctx.saved_tensors  # type: ignore[attr-defined]
         tables, group = ctx.tables, ctx.group  # type: ignore[attr-defined]
         grad_out = grads[0]
-        grad_q = torch.zeros_like(grad_out)
+        grad_q = torch.zeros_like(grad_out, memory_format=torch.contiguous_format)
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
         for blocks in _physical_tiles(tables.layout):
             charge, start, stop, parts = _tile_charge(blocks, q, k, v, tables, group)

@@ -73,7 +73,9 @@ def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLa
 
     spare = torch.full_like(column, columns)
     key_of_column = torch.zeros(batch, columns + 1, dtype=torch.long, device=column.device)
-    key_of_column.scatter_(1, torch.where(valid, column, spare), torch.arange(keys, device=column.device).expand(batch, -1))
+    key_of_column.scatter_(
+        1, torch.where(valid, column, spare), torch.arange(keys, device=column.device).expand(batch, -1)
+    )
     filled = torch.zeros(batch, columns + 1, dtype=torch.bool, device=column.device)
     filled.scatter_(1, torch.where(valid, column, spare), valid)
     key_of_column, filled = key_of_column[:, :columns], filled[:, :columns]

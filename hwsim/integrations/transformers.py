@@ -37,7 +37,7 @@ def gain_cell_mask(
     kv_length: int,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
-    mask_function: Any = causal_mask_function,  # noqa: ANN401 - transformers' own type
+    mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
@@ -117,7 +117,9 @@ def gain_cell_forward(
     """
     cells: GainCellAttention | None = getattr(module, NAME, None)
     if cells is None:
-        raise ValueError(f"{type(module).__name__} runs attention {NAME!r} without a device: call hwsim.emulate(model, device)")
+        raise ValueError(
+            f"{type(module).__name__} runs attention {NAME!r} without a device: call hwsim.emulate(model, device)"
+        )
     if dropout:
         warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)
     code = attention_mask
@@ -176,6 +178,9 @@ def emulate(
     """
     del die_seed  # every die of a device without mismatch is the same one
     inner = _pretrained(model)
+    if attention:  # before anything changes
+        _replaceable_attention(inner)
+        _check_period(device, token_period)
     if linears:
         _put_linears_on_arrays(inner, device)
     if attention:
@@ -225,17 +230,25 @@ def _attention_layers(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel) -> None:
+def _replaceable_attention(model: PreTrainedModel) -> list[nn.Module]:
     name, layers = type(model).__name__, _attention_layers(model)
     if not layers or not getattr(model, "_supports_attention_backend", False):
-        raise InputError("the attention of this model cannot be replaced", where=name, expected="a model that uses transformers' AttentionInterface")
+        raise InputError(
+            "the attention of this model cannot be replaced",
+            where=name,
+            expected="a model that uses transformers' AttentionInterface",
+        )
+    if not all(getattr(layer, "is_causal", True) for layer in layers):
+        raise InputError("attention is not causal", where=name, expected="a causal language model")
+    return layers
+
+
+def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel) -> None:
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     like = next(model.parameters())
-    for layer in layers:
-        if not getattr(layer, "is_causal", True):
-            raise InputError("attention is not causal", where=name, expected="a causal language model")
+    for layer in _replaceable_attention(model):
         cells = getattr(layer, NAME, None)
         if cells is None:
             dtype = like.dtype if like.dtype.is_floating_point else torch.float32
@@ -257,9 +270,10 @@ def _put_linears_on_arrays(model: PreTrainedModel, device: DeviceModel) -> None:
             linear = BitLinear.from_linear(_as_linear(layer) if isinstance(layer, Conv1D) else layer)
             linear.__dict__["_replaced"] = layer
             model.set_submodule(name, linear)
-            layer = linear
-        if isinstance(layer, BitLinear):
-            layer.array = device.linear
+        else:
+            linear = layer
+        if isinstance(linear, BitLinear):
+            linear.array = device.linear
             found += 1
     if not found:
         raise InputError("no linear layer to put on arrays", where=type(model).__name__, remedy="pass linears=False")
@@ -277,11 +291,16 @@ def _as_linear(conv: Conv1D) -> nn.Linear:
 def _period(model: PreTrainedModel, device: DeviceModel, token_period: float | Literal["auto"] | None) -> float | None:
     if token_period == "auto":
         return token_latency_s(model, device) if device.decays else None
+    return token_period
+
+
+def _check_period(device: DeviceModel, token_period: float | Literal["auto"] | None) -> None:
+    if token_period == "auto":
+        return
     if token_period is None and device.decays:
         raise InputError("no token period", where=device.name, expected="seconds between two tokens, or 'auto'")
     if token_period is not None and not token_period > 0:
         raise InputError("wrong token period", where=device.name, expected="> 0 s", received=token_period)
-    return token_period
 
 
 @torch.no_grad()

@@ -1,0 +1,319 @@
+"""Command line: ``fllm-run`` and ``fllm``. Thin; heavy imports inside the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from device_models import InputError, format_quantity
+from fllm.observer import Observer
+
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="fllm",
+    help="Federated fine-tuning of language models on emulated in-memory hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+base_app = typer.Typer(help="The tiny base model.", no_args_is_help=True)
+data_app = typer.Typer(help="Clinical cohorts.", no_args_is_help=True)
+device_app = typer.Typer(help="Device files.", no_args_is_help=True)
+app.add_typer(base_app, name="base")
+app.add_typer(data_app, name="data")
+app.add_typer(device_app, name="device")
+
+
+def main() -> None:
+    """Entry point of ``fllm``."""
+    _guarded(app)
+
+
+def run_main() -> None:
+    """Entry point of ``fllm-run``."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(run)
+    _guarded(single)
+
+
+def _guarded(command: typer.Typer) -> None:
+    """Run a command; bad input is one line and exit code 2, never a traceback."""
+    from click.exceptions import ClickException
+
+    error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        sys.exit(command(args=_dashed(sys.argv[1:]), standalone_mode=False) or 0)
+    except InputError as problem:
+        error.print(f"error: {problem}")
+        sys.exit(EXIT_BAD_INPUT)
+    except ClickException as problem:
+        error.print(f"error: {problem.format_message()}")
+        sys.exit(EXIT_BAD_INPUT)
+    except typer.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _dashed(arguments: list[str]) -> list[str]:
+    """Accept ``--num_clients`` for ``--num-clients``; values are left alone."""
+    return [
+        re.sub(r"^--[A-Za-z_-]+", lambda name: "--" + name.group()[2:].replace("_", "-"), text)
+        for text in arguments
+    ]  # fmt: skip
+
+
+@app.command()
+def run(
+    device_model: Annotated[str, typer.Option(help="Device file, or name of a shipped one.")] = "gaincell_28nm",
+    config: Annotated[Path | None, typer.Option(help="Run file (YAML); options override it.")] = None,
+    num_clients: Annotated[int | None, typer.Option(help="Clients (hospitals).")] = None,
+    num_rounds: Annotated[int | None, typer.Option(help="Rounds of federated averaging.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cases per local step.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder in the MIMIC-IV-Ext-CDM layout.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder of a Hugging Face causal language model.")] = None,
+    fields: Annotated[str | None, typer.Option(help="Parts of the note, separated by commas.")] = None,
+    token_period: Annotated[
+        str | None, typer.Option(help="Time between two tokens, such as '10 us', or 'auto'.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other key: --set lora.r=4 --set device.readout.bits=6.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets the run's own folder.")] = Path("reports"),
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+) -> None:
+    """Fine-tune across hospitals through an emulated device; report accuracy, energy, latency and bytes."""
+    from fllm.config import load_config, parse_setting
+
+    console = Console()
+    given: dict[str, object] = {
+        "num_clients": num_clients, "num_rounds": num_rounds, "batch_size": batch_size, "data_dir": data_dir,
+        "model": model, "token_period": token_period, "seed": seed,
+        "fields": None if fields is None else [part.strip() for part in fields.split(",")],
+    }  # fmt: skip
+    if config is None or device_model != "gaincell_28nm":
+        given["device_model"] = device_model
+    settings = {key: value for key, value in given.items() if value is not None}
+    settings |= dict(parse_setting(text) for text in set_ or [])
+    if resume is None:
+        resolved = load_config(config, settings)
+    elif config is not None or set(settings) - {"device_model"}:
+        raise InputError("--resume takes no other settings", where=str(resume), expected="the configuration of the run")
+    with _quiet_libraries(), _Terminal(console) as terminal:
+        from fllm.federation.server_app import RoundFailed
+        from fllm.runs import Interrupted
+        from fllm.runs import resume as resume_run
+        from fllm.runs import run as start_run
+
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # set by the import above to INFO
+        try:
+            if resume is not None:
+                finished = resume_run(resume, observer=terminal)
+            else:
+                command = (
+                    shlex.join(["fllm-run", *sys.argv[1:]])
+                    if "run" not in sys.argv[1:2]
+                    else shlex.join(["fllm", *sys.argv[1:]])
+                )
+                finished = start_run(resolved, out=out, name=name, command=command, observer=terminal)
+        except Interrupted as stopped:
+            terminal.close()
+            Console(stderr=True).print(
+                f"interrupted; state saved. Continue with: fllm-run --resume {stopped.folder}", soft_wrap=True
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except KeyboardInterrupt:
+            terminal.close()
+            Console(stderr=True).print("interrupted before the first round; nothing to resume")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except RoundFailed as failed:
+            terminal.close()
+            Console(stderr=True).print(f"failed: {failed}")
+            raise typer.Exit(EXIT_FAILED) from None
+    _print_summary(console, finished.result, finished.folder)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+) -> None:
+    """Render the reports of runs again, from their result.json alone."""
+    from fllm.report import render
+    from fllm.results import read_result
+
+    for folder in folders:
+        render(read_result(folder / "result.json"), folder)
+        Console().print(str(folder / "report.html"), soft_wrap=True, highlight=False)
+
+
+@base_app.command("build")
+def base_build(
+    out: Annotated[Path, typer.Argument(help="Folder to write the model to.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps; the default is that of the shipped model.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Train tokenizer and tiny base model from scratch on made-up notes whose diagnosis is withheld."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError("the folder is not empty", where=str(out), remedy="name a new one")
+    if (steps is not None and steps < 1) or (seed is not None and seed < 0) or threads < 1:
+        raise InputError("out of range", where="fllm base build", expected="--steps and --threads >= 1, --seed >= 0")
+    console = Console()
+    with _quiet_libraries():
+        import torch
+
+        from fllm.model.pretrain import BaseRecipe, build_base
+
+        torch.set_num_threads(threads)
+        recipe = BaseRecipe()
+        recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("training", total=recipe.steps, loss="")
+            losses = build_base(out, recipe, lambda p: bar.update(task, completed=p.step, loss=f"loss {p.loss:.3f}"))
+    for key, loss in losses.items():
+        console.print(f"{key}: {loss:.4f} nat per token", highlight=False)
+    console.print(str(out), soft_wrap=True, highlight=False)
+
+
+@data_app.command("synthesize")
+def data_synthesize(
+    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
+    cases: Annotated[int, typer.Option(help="Number of cases.")] = 2400,
+    hospitals: Annotated[int, typer.Option(help="Number of hospitals.")] = 4,
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+) -> None:
+    """Write a made-up cohort in the MIMIC-IV-Ext-CDM layout."""
+    from fllm.data import write_cohort
+
+    write_cohort(folder, cases, n_hospitals=hospitals, seed=seed)
+    Console().print(f"{cases} fabricated cases of {hospitals} hospitals in {folder}", soft_wrap=True, highlight=False)
+
+
+@device_app.command("check")
+def device_check(files: Annotated[list[str], typer.Argument(help="Device files, or names of shipped ones.")]) -> None:
+    """Say whether device files are valid."""
+    from device_models import load_device
+
+    for file in files:
+        device = load_device(file)
+        assumed = sum(found.kind == "assumed" for found in device.provenance.values())
+        Console().print(
+            f"{file}: valid; {len(device.provenance)} values, {assumed} of them assumed",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+class _Terminal(Observer):
+    """Progress and table of a run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"),
+            TimeElapsedColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("starting", total=None)
+        self._heading_printed = False
+
+    def __enter__(self) -> _Terminal:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self._progress.stop()
+
+    def stage(self, what: str) -> None:
+        """Show what goes on."""
+        self._progress.update(self._task, description=what)
+
+    def round_done(self, row: Mapping[str, Any], total: int) -> None:
+        """Advance the bar and print the round."""
+        self._progress.update(self._task, completed=row["round"], total=total)
+        if not self._heading_printed:
+            self._heading_printed = True
+            self._print("       training  accuracy         perplexity   energy    latency")
+            self._print("round  loss      ideal   device   device       /token    /token     uplink")
+        hardware = row["hardware"]
+        self._print(
+            f"{row['round']:<6d} {_number(row['train_loss'], '.3f'):<9} {row['ideal']['accuracy']:<7.1%}"
+            f" {hardware['accuracy']['mean']:<8.1%} {hardware['perplexity']['mean']:<12.2f}"
+            f" {_quantity(row['energy_per_token_j'], 'J'):<9} {_quantity(row['latency_per_token_s'], 's'):<10}"
+            f" {row['uplink_bytes'] / 1e3:.0f} kB"
+        )
+        for reason in row["failures"]:
+            self._print(f"       a client was left out: {reason}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _quantity(value: float | None, unit: str) -> str:
+    return "-" if value is None else format_quantity(value, unit)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' log lines and warnings off the terminal; ours are exceptions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="The PEFT config's")
+        yield
+
+
+def _print_summary(console: Console, result: Mapping[str, Any], folder: Path) -> None:
+    """Print what a person wants to know; everything else is in the report."""
+    final, base = result["final"], result["baselines"]
+    low, high = final["accuracy_interval_95"]["hardware"]
+    lines = ["data      SYNTHETIC: fabricated patients, no clinical meaning"] if result["data"]["synthetic"] else []
+    lines += [
+        f"accuracy  {final['accuracy_hardware']:.1%} on the device (95 % interval {low:.1%} to {high:.1%}),"
+        f" {final['accuracy_ideal']:.1%} on the ideal device",
+        f"against   {base['majority']['accuracy']:.1%} majority class"
+        + (f", {base['tfidf_logreg']['accuracy']:.1%} TF-IDF + logistic regression" if "tfidf_logreg" in base else ""),
+    ]
+    if final["gap_closed"] is not None:
+        lines.append(f"          {final['gap_closed']:.0%} of the way from the one to the other")
+    if final["energy_per_token_j"] is not None:
+        lines.append(
+            f"energy    {format_quantity(final['energy_per_token_j'], 'J')} per token (modelled, forward pass)"
+        )
+        lines += [
+            f"          {format_quantity(energy, 'J'):>9}  {part}"
+            for part, energy in final["energy_per_token_parts_j"].items()
+        ]
+        lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
+    memory = final["peak_memory_bytes"]
+    lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))
+    lines.append(f"report    {folder / 'report.html'}")
+    console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,138 @@
+"""What one hospital does in one round: train the adapter on its own cases, through its own device.
+
+Knows torch and prompts, not Flower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fllm.evaluation import Prompt, padded
+from fllm.model.adapters import get_adapter, set_adapter
+from hwsim import EventCounts, count_events
+from hwsim.randomness import generator
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """Settings of local training.
+
+    Attributes:
+        steps: Optimiser steps per round.
+        batch_size: Cases per step.
+        learning_rate: Peak rate of AdamW; it warms up over the first tenth of the first round's steps and falls
+            linearly over the rounds to a tenth.
+        note_loss: Weight of the note's own tokens beside the answer.
+        rounds: Rounds of the whole run, for the learning rate.
+        seed: Seed of the run.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    note_loss: float
+    rounds: int
+    seed: int
+
+    def rate(self, server_round: int, step: int) -> float:
+        """Return the learning rate of a step (both counted from 1)."""
+        done = (server_round - 1) * self.steps + step
+        total = self.rounds * self.steps
+        warm = min(1.0, done / max(1, self.steps // 2))
+        return self.learning_rate * warm * (1.0 - 0.9 * (done - 1) / total)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client sends back.
+
+    Attributes:
+        adapter: Trained tensors.
+        loss: Mean training loss [nat] of the answers over the steps.
+        examples: Cases of the client, the weight of its update.
+        counts: Events of the forward passes on its device.
+    """
+
+    adapter: dict[str, Tensor]
+    loss: float
+    examples: int
+    counts: EventCounts
+
+
+class Hospital:
+    """One client: its cases as prompts, and the model it trains on.
+
+    Args:
+        partition: Index of the client.
+        prompts: Its training cases.
+        model: Emulated model with adapter; shared by clients of one process, its adapter is set anew each time.
+        answers: Token ids of each diagnosis.
+        pad_id: Padding token.
+        training: Settings.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        prompts: Sequence[Prompt],
+        model: PeftModel,
+        answers: Sequence[Sequence[int]],
+        pad_id: int,
+        training: LocalTraining,
+    ) -> None:
+        self.partition, self.prompts, self.model = partition, prompts, model
+        self.answers, self.pad_id, self.training = answers, pad_id, training
+
+    def train(self, adapter: Mapping[str, Tensor], server_round: int) -> Update:
+        """Train one round from the given adapter; a function of (adapter, seed, round, partition) alone."""
+        model, training = self.model, self.training
+        set_adapter(model, adapter)
+        model.train()
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(weights, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        order = self._order(server_round)
+        losses = []
+        with count_events() as counts, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(training.seed, "dropout", server_round, self.partition).initial_seed())
+            for step in range(1, training.steps + 1):
+                batch = [self.prompts[i] for i in order[(step - 1) * training.batch_size : step * training.batch_size]]
+                for group in optimiser.param_groups:
+                    group["lr"] = training.rate(server_round, step)
+                answer_loss, note_loss = self._losses(batch)
+                optimiser.zero_grad(set_to_none=True)
+                (answer_loss + training.note_loss * note_loss).backward()
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimiser.step()
+                losses.append(answer_loss.item())
+        model.eval()
+        return Update(get_adapter(model), math.fsum(losses) / len(losses), len(self.prompts), counts)
+
+    def _order(self, server_round: int) -> list[int]:
+        """Return the case of each place in the round's batches: whole shuffled passes, continued over the rounds."""
+        need = self.training.steps * self.training.batch_size
+        size = len(self.prompts)
+        first = (server_round - 1) * need
+        order: list[int] = []
+        for lap in range(first // size, -(-(first + need) // size)):
+            shuffle = generator(self.training.seed, "cases", self.partition, lap)
+            order += torch.randperm(size, generator=shuffle).tolist()
+        skip = first - first // size * size
+        return order[skip : skip + need]
+
+    def _losses(self, batch: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        rows = [(*prompt.tokens, *self.answers[prompt.diagnosis]) for prompt in batch]
+        tokens, real = padded(rows, self.pad_id)
+        logits = self.model(input_ids=tokens, attention_mask=real, use_cache=False).logits[:, :-1].float()
+        loss = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        place = torch.arange(1, tokens.shape[1])
+        start = torch.tensor([len(prompt.tokens) for prompt in batch])[:, None]
+        is_answer = (place >= start) & real[:, 1:].bool()
+        is_note = place < start
+        return loss[is_answer].mean(), loss[is_note].mean()

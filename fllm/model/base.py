@@ -1,0 +1,136 @@
+"""Load a base model and its tokenizer, and put them on a device."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from device_models import DeviceModel, InputError
+from fllm.model.checkpoints import is_packed, load_packed, load_scalers
+from hwsim import BitLinear, calibrate_range_scalers, emulate, gain_cell_layers
+
+SHIPPED = "fllm-tiny-bitnet"
+"""Name of the base model inside the package."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A base model on a device, with its tokenizer.
+
+    Attributes:
+        name: Name of its folder, or of the shipped model.
+        sha256: Digest over the files of the folder.
+        ternarised: Whether full-precision weights were rounded to ternary after training.
+        calibrated: Whether range scalers were set from statistics because the folder has none.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    sha256: str
+    ternarised: bool
+    calibrated: bool
+
+
+def load_model(
+    folder: str | Path | None, device: DeviceModel, token_period: float | str, sample: Sequence[str]
+) -> LoadedModel:
+    """Load a causal language model and emulate it.
+
+    Args:
+        folder: Hugging Face model folder; None is the shipped base model.
+        device: The device.
+        token_period: [s], or ``"auto"``.
+        sample: Texts without patient data, from which range scalers are set where the folder has none.
+
+    Returns:
+        The model in evaluation mode, in float32.
+
+    Raises:
+        InputError: If the folder is no loadable causal language model.
+    """
+    if folder is None:
+        with as_file(files("fllm.model") / "assets" / SHIPPED) as path:
+            return _load(path, SHIPPED, device, token_period, sample)
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(
+            "no such model folder", where=str(path), expected="a Hugging Face model folder", remedy="check --model"
+        )
+    return _load(path, path.name, device, token_period, sample)
+
+
+def _load(path: Path, name: str, device: DeviceModel, token_period: float | str, sample: Sequence[str]) -> LoadedModel:
+    packed = is_packed(path)
+    model = load_packed(path) if packed else _load_plain(path)
+    tokenizer = _load_tokenizer(path)
+    had_ternary = any(isinstance(layer, BitLinear) for layer in model.modules())
+    emulate(model, device, token_period=token_period)  # type: ignore[arg-type]  # "auto" or seconds, checked before
+    calibrated = not load_scalers(model, path)
+    if calibrated:
+        calibrate_range_scalers(model, [tokenizer(text, return_tensors="pt").input_ids[:, :256] for text in sample])
+    for layer in model.modules():
+        if isinstance(layer, BitLinear):
+            layer.freeze_()
+    return LoadedModel(model.eval(), tokenizer, name, _digest(path), not had_ternary, calibrated)
+
+
+def _load_plain(path: Path) -> nn.Module:
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise InputError(
+            "no weights", where=str(path), expected="*.safetensors beside config.json", remedy="check --model"
+        )
+    disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        AutoConfig.from_pretrained(path, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = (str(error).splitlines() or [""])[0][:160]
+        raise InputError(f"not a loadable causal language model ({first})", where=str(path)) from None
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).splitlines() or [""])[0][:160]
+        raise InputError(f"no loadable tokenizer ({first})", where=str(path), expected="tokenizer.json") from None
+    return tokenizer
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".model")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def model_facts(loaded: LoadedModel) -> dict[str, object]:
+    """Describe the model for a report, before an adapter is attached."""
+    model = loaded.model
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    heads = config.num_attention_heads
+    return {
+        "name": loaded.name,
+        "sha256": loaded.sha256,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "ternary_parameters": sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear)),
+        "layers": len(gain_cell_layers(model)),
+        "heads": heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "ternarised_after_training": loaded.ternarised,
+        "range_scalers_from_statistics": loaded.calibrated,
+    }

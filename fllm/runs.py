@@ -1,0 +1,251 @@
+"""One run: configuration in, federated rounds, ``result.json``, adapter and report out; resumable."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, MetricRecord, RecordDict
+from torch import Tensor
+
+from device_models import InputError
+from fllm.config import RunConfig, validate_config
+from fllm.evaluation import Scores, bootstrap_interval, evaluate
+from fllm.federation.client_app import COUNT_PREFIX, make_client_app
+from fllm.federation.engines import InProcessGrid
+from fllm.federation.server_app import Round, make_server_app
+from fllm.federation.strategy import fedavg
+from fllm.memory import peak_memory_bytes
+from fllm.model.adapters import adapter_digest, get_adapter, read_adapter, save_adapter, set_adapter
+from fllm.observer import Observer
+from fllm.preparation import Prepared, prepare
+from fllm.record import prices
+from fllm.report import render
+from fllm.results import read_result, write_result, write_rounds_csv
+from hwsim import EventCounts, emulate, price
+
+RESULT = "result.json"
+ADAPTER = "adapter"
+NEXT_ADAPTER = "adapter.next"
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a run; its state is saved in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder and the content of its ``result.json``."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def run(
+    config: RunConfig, *, out: Path = Path("reports"), name: str | None = None, command: str = "fllm.run(...)",
+    observer: Observer | None = None,
+) -> RunResult:  # fmt: skip
+    """Run federated fine-tuning through the emulated device.
+
+    Args:
+        config: The configuration.
+        out: Folder that gets the run's own folder.
+        name: Name of that folder; None is made of device, seed and time.
+        command: How the run was started, for the report.
+        observer: Is told about stages and rounds.
+
+    Returns:
+        The result; its folder holds ``result.json``, ``rounds.csv``, ``adapter/``, ``report.html`` and figures.
+
+    Raises:
+        InputError: If an input is bad; nothing is written then.
+        RoundFailed: If no client sent a usable update in a round.
+    """
+    observer = observer or Observer()
+    started = time.monotonic()
+    prepared = prepare(config, observer)
+    folder = out / (name or f"{prepared.device.name}-seed{config.seed}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if (folder / RESULT).exists():
+        raise InputError("a run is there already", where=str(folder), remedy="give another --name, or --resume it")
+    prepared.record.update(
+        {"name": folder.name, "command": command, "created": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    )
+    return _go_on(prepared, folder, observer, started)
+
+
+def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
+    """Continue an interrupted run from its last whole round; it ends as an uninterrupted one would have.
+
+    Raises:
+        InputError: If there is no such run, it is complete, or data, model, device or adapter are not those it began
+            with.
+    """
+    observer = observer or Observer()
+    started = time.monotonic()
+    former = read_result(folder / RESULT)
+    if former["status"] == "completed":
+        raise InputError("the run is complete", where=str(folder), remedy="start a new one without --resume")
+    prepared = prepare(validate_config(former["config"], str(folder / RESULT)), observer)
+    for what, key in (("data", "sha256"), ("model", "sha256"), ("device", "file_sha256")):
+        if prepared.record[what][key] != former[what][key]:
+            raise InputError(f"the {what} changed since the run began", where=str(folder), remedy="start a new run")
+    prepared.record.update({key: former[key] for key in ("name", "command", "created", "rounds")})
+    return _go_on(prepared, folder, observer, started)
+
+
+def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
+    """Run the rounds that are missing, writing the state after each."""
+    record, config, model = prepared.record, prepared.config, prepared.model
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = sum(row["round"] > 0 for row in record["rounds"])
+    if finished:
+        set_adapter(model, _saved_adapter(folder, record["rounds"][-1]["adapter_sha256"]))
+    observer.stage("evaluating the model")
+    scores = _evaluate(prepared)
+    if not record["rounds"]:
+        record["rounds"] = [_row(0, prepared, scores)]
+        _write(record, folder)
+    for row in record["rounds"]:
+        observer.round_done(row, config.num_rounds)
+
+    def on_round(outcome: Round) -> None:
+        nonlocal scores
+        set_adapter(model, outcome.adapter)
+        observer.stage(f"evaluating round {outcome.number}")
+        scores = _evaluate(prepared)
+        row = _row(outcome.number, prepared, scores, outcome)
+        row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
+        grid.uplink_bytes = grid.downlink_bytes = 0
+        record["rounds"].append(row)
+        save_adapter(model, folder / NEXT_ADAPTER)
+        _write(record, folder)
+        _replace_adapter(folder)
+        observer.round_done(row, config.num_rounds)
+        if outcome.number < config.num_rounds:
+            observer.stage(f"training round {outcome.number + 1}")
+
+    grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), config.num_clients)
+    server = make_server_app(
+        fedavg(config.num_clients),
+        get_adapter(model),
+        first_round=finished + 1,
+        last_round=config.num_rounds,
+        on_round=on_round,
+    )
+    observer.stage(f"training round {finished + 1}")
+    try:
+        server(grid, Context(1, 0, {}, RecordDict(), {}))
+    except KeyboardInterrupt:
+        record["status"] = "interrupted"
+        _write(record, folder)
+        render(record, folder)
+        raise Interrupted(folder) from None
+    observer.stage("writing the report")
+    record["final"] = _final(prepared, scores, time.monotonic() - started)
+    record["status"] = "completed"
+    _write(record, folder)
+    render(record, folder)
+    return RunResult(folder, record)
+
+
+def _saved_adapter(folder: Path, digest: str) -> dict[str, Tensor]:
+    """Return the adapter of the last whole round, wherever an interruption left it."""
+    for name in (NEXT_ADAPTER, ADAPTER):
+        if (folder / name).is_dir():
+            adapter = read_adapter(folder / name)
+            if adapter_digest(adapter) == digest:
+                return adapter
+    raise InputError("the adapter of the last round is gone or changed", where=str(folder), remedy="start a new run")
+
+
+def _replace_adapter(folder: Path) -> None:
+    """Put the new adapter in place of the former one; stopped anywhere, one of both is whole."""
+    if (folder / ADAPTER).is_dir():
+        shutil.rmtree(folder / ADAPTER)
+    (folder / NEXT_ADAPTER).rename(folder / ADAPTER)
+
+
+def _evaluate(prepared: Prepared) -> dict[str, Scores]:
+    """Score the adapter on the ideal device and on the emulated one, and leave the model on the latter."""
+    scores = {}
+    for name, device in (("ideal", prepared.ideal), ("hardware", prepared.device)):
+        emulate(prepared.model, device, token_period=prepared.period_s)
+        scores[name] = evaluate(
+            prepared.model, prepared.test, prepared.answers, 2 * prepared.config.batch_size, prepared.pad_id
+        )
+    return scores
+
+
+def _counts(metrics: MetricRecord) -> EventCounts:
+    counts = EventCounts()
+    for key, value in metrics.items():
+        event = key.removeprefix(COUNT_PREFIX)
+        if key == f"{COUNT_PREFIX}tokens":
+            counts.tokens = int(value)
+        elif event != key:
+            counts.events[event] = int(value)
+    return counts
+
+
+def _row(number: int, prepared: Prepared, scores: Mapping[str, Scores], outcome: Round | None = None) -> dict[str, Any]:
+    ideal, hardware = scores["ideal"], scores["hardware"]
+    counts = _counts(outcome.metrics) if outcome else EventCounts()
+    cost = price(counts, prepared.device)
+    return {
+        "round": number,
+        "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
+        "clients": outcome.clients if outcome else 0,
+        "failures": list(outcome.failures) if outcome else [],
+        "uplink_bytes": 0,
+        "downlink_bytes": 0,
+        "tokens": counts.tokens,
+        "counts": dict(sorted(counts.events.items())),
+        "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
+        "energy_per_token_j": cost.energy_per_token_j,
+        "latency_per_token_s": cost.latency_per_token_s,
+        "ideal": {"accuracy": ideal.accuracy, "macro_f1": ideal.macro_f1, "perplexity": ideal.perplexity},
+        # One die: devices without mismatch have no second one that differs
+        "hardware": {
+            key: {"mean": getattr(hardware, key), "std": 0.0, "dies": 1}
+            for key in ("accuracy", "macro_f1", "perplexity")
+        },
+        "adapter_sha256": adapter_digest(get_adapter(prepared.model)),
+    }
+
+
+def _final(prepared: Prepared, scores: Mapping[str, Scores], seconds: float) -> dict[str, Any]:
+    record, last = prepared.record, prepared.record["rounds"][-1]
+    majority = record["baselines"]["majority"]["accuracy"]
+    linear = record["baselines"].get("tfidf_logreg", {}).get("accuracy", majority)
+    gained = scores["hardware"].accuracy - majority
+    tokens, parts = last["tokens"], last["energy_j"]["parts"]
+    return {
+        "accuracy_ideal": scores["ideal"].accuracy,
+        "accuracy_hardware": scores["hardware"].accuracy,
+        "gap_closed": gained / (linear - majority) if linear > majority else None,
+        "accuracy_interval_95": {
+            name: list(bootstrap_interval(score.correct, seed=prepared.config.seed)) for name, score in scores.items()
+        },
+        "energy_per_token_j": last["energy_per_token_j"],
+        "energy_per_token_parts_j": {part: energy / tokens for part, energy in parts.items()} if tokens else {},
+        "latency_per_token_s": last["latency_per_token_s"],
+        "counts": last["counts"],
+        "prices": prices(last["counts"], tokens, prepared.device),
+        "adapter_sha256": last["adapter_sha256"],
+        "wall_seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _write(record: dict[str, Any], folder: Path) -> None:
+    write_rounds_csv(folder / "rounds.csv", record)
+    write_result(folder / RESULT, record)
