@@ -153,8 +153,9 @@ def record_attention(layer: int, layout: SlotLayout, heads: int, kv_heads: int, 
 
 def _real_tokens(counts: EventCounts, leading: tuple[int, ...]) -> int:
     """Return how many positions of an input with this leading shape are tokens rather than padding."""
-    if counts._valid is not None and tuple(counts._valid.shape) == leading:
-        return int(counts._valid.sum())
+    valid = counts._valid
+    if valid is not None and leading in (tuple(valid.shape), (valid.numel(),)):  # OPT flattens batch and tokens
+        return int(valid.sum())
     return math.prod(leading)
 
 

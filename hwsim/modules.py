@@ -89,7 +89,10 @@ class BitLinear(nn.Linear):
 
     @torch.no_grad()
     def freeze_(self) -> None:
-        """Turn master weights into codes and scale, in place; the layer computes the same afterwards."""
+        """Turn master weights into codes and scale, in place.
+
+        The layer computes the same up to the last digits: the scale multiplies the sum instead of each weight.
+        """
         if self.offline:
             return
         # 1/(1/s): the online path divides by the reciprocal, and the offline scale must equal it to the last bit

@@ -192,7 +192,10 @@ def emulate(
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo :func:`emulate`: softmax attention and the former linear layers return; shared weights stay as trained."""
+    """Undo :func:`emulate`: softmax attention and the former linear layers return.
+
+    Weights stay as trained; only GPT-2's transposed ones are copies and return as they were before.
+    """
     inner = _pretrained(model)
     former = inner.__dict__.pop("_attention_before_gain_cell", None)
     if former is not None:

@@ -1,0 +1,290 @@
+"""Events and their cost: the same however a model runs, equal to a closed form, nothing lost, nothing counted twice."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from device_models import load_device
+from device_models.costs import PARTS, event_costs
+from hwsim import BitLinear, EventCounts, count_events, emulate, price
+from hwsim.counting import EVENTS
+from tests import tolerances
+from tests.hwsim.models import ARCHITECTURES, PERIOD, emulated_model, plain_model, small_device, token_ids
+
+TOKENS = 20
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return emulated_model("llama")
+
+
+def counted(run: Callable[[], object]) -> EventCounts:
+    with torch.no_grad(), count_events() as counts:
+        run()
+    return counts
+
+
+def whole(model: Any, ids: Tensor) -> EventCounts:
+    return counted(lambda: model(input_ids=ids, use_cache=False))
+
+
+def in_chunks(model: Any, ids: Tensor, size: int) -> EventCounts:
+    cache = hf.DynamicCache(config=model.config)
+    return counted(lambda: [model(input_ids=part, past_key_values=cache) for part in ids.split(size, dim=1)])
+
+
+def padded(model: Any, ids: Tensor, before: int, after: int) -> EventCounts:
+    """Pad some rows only, beside one row that fills the width."""
+    wide = nn.functional.pad(ids, (before, after))
+    mask = nn.functional.pad(torch.ones_like(ids), (before, after))
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    return counted(lambda: model(input_ids=wide, attention_mask=mask, position_ids=position, use_cache=False))
+
+
+WAYS: dict[str, Callable[[Any, Tensor], EventCounts]] = {
+    "token-by-token": lambda model, ids: in_chunks(model, ids, 1),
+    "chunks-of-7": lambda model, ids: in_chunks(model, ids, 7),
+    "left-padded": lambda model, ids: padded(model, ids, 5, 0),
+    "right-padded": lambda model, ids: padded(model, ids, 0, 5),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_counts_however_it_runs(architecture: str, way: str) -> None:
+    model, ids = emulated_model(architecture), token_ids(2, TOKENS)
+    expected, got = whole(model, ids), WAYS[way](model, ids)
+    assert got.events == expected.events
+    assert (got.tokens, got.subtiles) == (expected.tokens, expected.subtiles)
+    assert expected.tokens == 2 * TOKENS
+
+
+def test_rows_of_different_length_add_up(llama: Any) -> None:
+    long, short = token_ids(1, 19), token_ids(1, 11, 1)
+    apart = EventCounts()
+    apart.add(whole(llama, long))
+    apart.add(whole(llama, short))
+    batch = torch.cat([long, nn.functional.pad(short, (8, 0))])
+    mask = torch.ones_like(batch)
+    mask[1, :8] = 0
+    left = counted(lambda: llama(input_ids=batch, attention_mask=mask, use_cache=False))
+    right = counted(lambda: llama(input_ids=batch.flip(1), attention_mask=mask.flip(1), use_cache=False))
+    assert left.events == right.events == apart.events
+    assert left.tokens == apart.tokens == 30
+
+
+def test_counts_are_the_closed_form(llama: Any) -> None:
+    """2 layers, 4 heads on 2 stored heads of 8, hidden 32, MLP 48, vocabulary 40; ring of 12 in sub-tiles of 8."""
+    batch, layers, heads, stored, dim, hidden, mlp, vocabulary = 3, 2, 4, 2, 8, 32, 48, 40
+    tokens = batch * TOKENS
+    held = [min(t + 1, 12) for t in range(TOKENS)]
+    tiles = [1 if n <= 8 else 2 for n in held]
+    read = batch * layers * sum(held)
+    passed = batch * layers * sum(tiles)
+    shapes = [
+        (hidden, hidden),
+        (hidden, 16),
+        (hidden, 16),
+        (hidden, hidden),
+        (hidden, mlp),
+        (hidden, mlp),
+        (mlp, hidden),
+    ]
+    bits = 8 * layers * tokens  # input cycles of all tokens; every matrix fits one array of 256 x 256
+    expected = {
+        "attention.qk_mac": read * heads * dim,
+        "attention.av_mac": read * heads * dim,
+        "attention.phi_conversion": read * heads,
+        "attention.av_conversion": passed * heads * dim,
+        "attention.write_conversion": tokens * layers * 2 * stored * dim,
+        "attention.subtile_pass": passed * heads,
+        "attention.layer_pass": tokens * layers,
+        "attention.tile_add": batch * layers * sum(n - 1 for n in tiles),
+        "attention.shared_array_pass": tokens * layers * 1,
+        "linear.cell_mac": bits * sum(i * o for i, o in shapes),
+        "linear.adc_conversion": bits * sum(o for _, o in shapes),
+        "linear.shift_add": bits * sum(o for _, o in shapes),
+        "linear.row_drive": bits * sum(i for i, _ in shapes),
+        "linear.layer_pass": tokens * layers * 4,  # q k v share one input, gate and up another
+        "digital.mac": tokens * hidden * vocabulary,
+    }
+    counts = whole(llama, token_ids(batch, TOKENS))
+    assert dict(counts.events) == expected
+    assert set(expected) == set(EVENTS)
+    assert counts.subtiles == {0: stored * 2, 1: stored * 2}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "row_tiles", "column_tiles"),
+    [(256, 256, 1, 1), (257, 256, 2, 1), (256, 257, 1, 2), (700, 600, 3, 3)],
+)
+def test_large_matrices_take_several_arrays(inputs: int, outputs: int, row_tiles: int, column_tiles: int) -> None:
+    layer = BitLinear(inputs, outputs)
+    layer.array = load_device("gaincell_28nm").linear
+    counts = counted(lambda: layer(torch.randn(5, inputs)))
+    assert counts["linear.cell_mac"] == 5 * 8 * inputs * outputs
+    assert counts["linear.adc_conversion"] == counts["linear.shift_add"] == 5 * 8 * outputs * row_tiles
+    assert counts["linear.row_drive"] == 5 * 8 * inputs * column_tiles
+    assert counts["digital.mac"] == 0
+
+
+def test_large_heads_take_several_rows_of_subtiles() -> None:
+    device = small_device(**{"tile.rows": 4})
+    model = emulated_model("llama", device)
+    counts, plain = whole(model, token_ids(1, 9)), whole(emulated_model("llama"), token_ids(1, 9))
+    assert counts["attention.subtile_pass"] == 2 * plain["attention.subtile_pass"]
+    assert sum(counts.subtiles.values()) == 2 * sum(plain.subtiles.values())
+    assert counts["attention.qk_mac"] == plain["attention.qk_mac"]
+
+
+def test_layers_that_stay_digital_are_counted_as_such() -> None:
+    model, ids = emulated_model("llama", linears=False), token_ids(1, 5)
+    counts = whole(model, ids)
+    weights = 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)
+    assert counts["digital.mac"] == 5 * (weights + 32 * 40)
+    assert not [event for event in counts.events if event.startswith("linear.")]
+
+
+def test_generation_counts_each_token_once(llama: Any) -> None:
+    ids = token_ids(1, 6)
+    counts = counted(
+        lambda: llama.generate(ids, max_new_tokens=9, do_sample=False, attention_mask=torch.ones_like(ids))
+    )  # fmt: skip
+    expected = whole(llama, token_ids(1, 14))  # the last new token is never fed back
+    for event in EVENTS:
+        if event != "digital.mac":  # generate asks the head for the last prompt token only
+            assert counts[event] == expected[event], event
+    assert counts.tokens == 14
+
+
+# ---- blocks
+
+
+def test_nothing_is_counted_outside_a_block(llama: Any) -> None:
+    with count_events() as counts:
+        pass
+    whole(llama, token_ids(1, 4))
+    llama(input_ids=token_ids(1, 4))
+    assert counts.events == Counter() and counts.tokens == 0
+    assert counted(lambda: None).events == Counter()
+
+
+def test_innermost_of_nested_blocks_counts_once(llama: Any) -> None:
+    ids = token_ids(1, 6)
+    alone = whole(llama, ids)
+    with torch.no_grad(), count_events() as outer:
+        llama(input_ids=ids, use_cache=False)
+        with count_events() as inner:
+            llama(input_ids=ids, use_cache=False)
+        with count_events() as other:
+            emulate(llama, small_device(), token_period=PERIOD)
+    assert inner.events == outer.events == alone.events
+    assert other.events == Counter()
+
+
+def test_auto_period_is_the_same_inside_a_block() -> None:
+    periods = []
+    for inside in (False, True):
+        model = plain_model("llama")
+        if inside:
+            with count_events() as counts:
+                emulate(model, small_device())
+            assert counts.events == Counter()
+        else:
+            emulate(model, small_device())
+        periods.append(model.model.layers[0].self_attn.gain_cell.token_period_s)
+    assert periods[0] == periods[1] > 0
+
+
+def test_block_ends_with_an_error(llama: Any) -> None:
+    with pytest.raises(ZeroDivisionError), count_events() as counts:
+        raise ZeroDivisionError
+    llama(input_ids=token_ids(1, 4))
+    assert counts.events == Counter()
+
+
+def test_threads_do_not_see_each_other(llama: Any) -> None:
+    ids, found = token_ids(1, 5), {}
+    ready = threading.Barrier(2)
+
+    def run(name: str) -> None:
+        with torch.no_grad(), count_events() as counts:
+            ready.wait()
+            llama(input_ids=ids, use_cache=False)
+            ready.wait()
+            found[name] = counts.events
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["a"] == found["b"] == whole(llama, ids).events
+
+
+# ---- cost
+
+
+def test_unpriced_event_is_no_silent_zero() -> None:
+    with pytest.raises(KeyError, match=r"attention\.teleport.*gaincell_28nm"):
+        price(EventCounts(Counter({"attention.teleport": 1})), load_device("gaincell_28nm"))
+    with pytest.raises(KeyError, match="unknown event"):
+        _ = EventCounts()["qk_mac"]
+
+
+@pytest.mark.parametrize("name", ["gaincell_28nm", "ideal"])
+def test_every_event_has_a_price_and_every_price_a_key_of_the_file(name: str) -> None:
+    device = load_device(name)
+    costs = event_costs(device)
+    assert set(costs) == set(EVENTS)
+    for event, cost in costs.items():
+        assert cost.key in device.provenance, event
+        assert cost.part is None or cost.part in PARTS
+        assert (cost.part is None) == (cost.energy_j == 0.0) or name == "ideal" or cost.energy_j == 0.0
+
+
+def test_parts_sum_to_the_total_and_to_counts_times_prices(llama: Any) -> None:
+    device = small_device()
+    counts = whole(llama, token_ids(2, TOKENS))
+    cost, prices = price(counts, device), event_costs(device)
+    by_hand = sum(n * prices[event].energy_j for event, n in counts.events.items())
+    assert list(cost.energy_j) == list(PARTS)
+    assert all(energy > 0 for energy in cost.energy_j.values())
+    assert cost.total_energy_j == pytest.approx(by_hand, rel=tolerances.SUM)
+    assert cost.energy_per_token_j == pytest.approx(by_hand / (2 * TOKENS), rel=tolerances.SUM)
+    assert cost.latency_per_token_s == pytest.approx(cost.latency_s / (2 * TOKENS), rel=tolerances.SUM)
+
+
+def test_system_multiplier_acts_on_the_linear_arrays_alone(llama: Any) -> None:
+    counts = whole(llama, token_ids(1, TOKENS))
+    once, twice = (price(counts, small_device(**{"linear.system_multiplier": f})).energy_j for f in (1.5, 3.0))
+    assert twice["linear layers"] == pytest.approx(2 * once["linear layers"], rel=tolerances.SUM)
+    others = set(PARTS) - {"linear layers", "converters"}
+    assert {part: twice[part] for part in others} == {part: once[part] for part in others}
+
+
+def test_energy_is_additive_over_batches(llama: Any) -> None:
+    device, total = small_device(), EventCounts()
+    parts = [whole(llama, token_ids(1, tokens, tokens)) for tokens in (3, 12, 20)]
+    for part in parts:
+        total.add(part)
+    together = counted(lambda: [llama(input_ids=token_ids(1, n, n), use_cache=False) for n in (3, 12, 20)])
+    assert total.events == together.events
+    assert total.tokens == together.tokens == 35
+    summed = sum(price(part, device).total_energy_j for part in parts)
+    assert price(total, device).total_energy_j == pytest.approx(summed, rel=tolerances.SUM)
+    assert price(total, device).area_m2 == price(parts[0], device).area_m2
+
+
+def test_no_tokens_no_rate() -> None:
+    cost = price(EventCounts(), load_device("gaincell_28nm"))
+    assert (cost.total_energy_j, cost.energy_per_token_j, cost.latency_per_token_s) == (0.0, None, None)

@@ -1,0 +1,51 @@
+"""What the README promises is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fllm.config import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks("python")
+    exec(compile(block, "README.md", "exec"), {})
+    energy_per_token = float(capsys.readouterr().out)
+    assert 1e-9 < energy_per_token < 1e-3
+
+
+def test_shell_blocks_name_what_exists() -> None:
+    main_job, tests = blocks("bash")
+    assert (ROOT / shlex.split(main_job)[-1]).is_file()
+    assert "-c constraints.txt" in main_job and "-c constraints.txt" in tests
+    windows = blocks("powershell")
+    assert len(windows) == 2 and all("constraints.txt" in block for block in windows)
+
+
+def test_links_point_to_files() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_commands_in_the_text_are_options_that_exist() -> None:
+    """Options named in the text are options of ``fllm-run``."""
+    from fllm import cli
+
+    known = set(re.findall(r'"(--[a-z-]+)"', Path(cli.__file__).read_text(encoding="utf-8")))
+    known |= {f"--{name.replace('_', '-')}" for name in cli.run.__annotations__}
+    for command in re.findall(r"`(fllm-run [^`]*)`", README):
+        for option in re.findall(r"(--[a-z_-]+)", command):
+            assert option.replace("_", "-") in known, command
+
+
+def test_default_run_file_is_the_default() -> None:
+    assert load_config(ROOT / "configs" / "runs" / "default.yaml") == load_config()

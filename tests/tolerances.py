@@ -1,0 +1,43 @@
+"""Every tolerance of the tests, each with the reason for its size."""
+
+FLOAT64 = 1e-12
+"""Relative: two orders of summation over at most 1000 x 80 terms in float64 (about 1e3 roundings of 1e-16)."""
+
+PRINTED_CURRENT_UA = 5e-3
+"""[uA] cell currents are published with two to three decimals; this is the rounding of the coarsest."""
+
+FLOAT32 = 1e-5
+"""Of the largest value: summation order over 1000 x 80 terms in float32."""
+
+FLOAT32_FLIPS = 2e-3
+"""Share of float32 outputs that may lie one readout step apart: sums 1e-6 apart on either side of a rounding tie."""
+
+FLOAT32_GRADIENT = 1e-3
+"""Of the largest gradient, root mean square: a clip at the edge of its range may gate one element more or less."""
+
+FINITE_DIFFERENCE = 1e-3
+"""Relative: central difference of step 1e-7; a few of 1e5 clips change side within the step."""
+
+PATHS = 1e-9
+"""Absolute, on logits of order 1 in float64: cached, chunked and padded passes through two layers."""
+
+MATTERS = 1e-3
+"""Change of a logit that counts as an effect; a million times ``PATHS``."""
+
+FREEZE = 2e-6
+"""Of the largest output: the scale multiplies the sum instead of each weight, in float32."""
+
+PARITY = 1e-5
+"""Absolute; the rule of the oracle's README for float32 outputs of the published code, before the output scaler."""
+
+PARITY_FLIPS = 1e-3
+"""Share of quantised outputs that may lie whole steps away; the rule of the oracle's README."""
+
+PARITY_GRADIENT = 1e-5
+"""Of the largest gradient: float32 sums over 160 x 64 terms (measured: below 1e-6 for q, k, v)."""
+
+SUM = 1e-12
+"""Relative: a handful of float64 additions, as in parts that sum to a total."""
+
+THREE_DIGITS = 5e-3
+"""Relative: the paper prints three significant digits or fewer."""
