@@ -51,19 +51,29 @@ def run_main() -> None:
 
 def _guarded(command: typer.Typer) -> None:
     """Run a command; bad input is one line and exit code 2, never a traceback."""
-    from click.exceptions import ClickException
+    from click.exceptions import ClickException, NoArgsIsHelpError
 
-    error = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
         sys.exit(command(args=_dashed(sys.argv[1:]), standalone_mode=False) or 0)
     except InputError as problem:
-        error.print(f"error: {problem}")
+        _print_error(f"error: {problem}")
         sys.exit(EXIT_BAD_INPUT)
+    except NoArgsIsHelpError:
+        sys.exit(EXIT_BAD_INPUT)  # the help is printed already
     except ClickException as problem:
-        error.print(f"error: {problem.format_message()}")
+        _print_error(f"error: {problem.format_message()}")
+        sys.exit(EXIT_BAD_INPUT)
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        _print_error(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions")
         sys.exit(EXIT_BAD_INPUT)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_error(line: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
 
 
 def _dashed(arguments: list[str]) -> list[str]:
@@ -76,7 +86,9 @@ def _dashed(arguments: list[str]) -> list[str]:
 
 @app.command()
 def run(
-    device_model: Annotated[str, typer.Option(help="Device file, or name of a shipped one.")] = "gaincell_28nm",
+    device_model: Annotated[
+        str | None, typer.Option(help="Device file, or name of a shipped one; default gaincell_28nm.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Run file (YAML); options override it.")] = None,
     num_clients: Annotated[int | None, typer.Option(help="Clients (hospitals).")] = None,
     num_rounds: Annotated[int | None, typer.Option(help="Rounds of federated averaging.")] = None,
@@ -91,27 +103,35 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other key: --set lora.r=4 --set device.readout.bits=6.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder that gets the run's own folder.")] = Path("reports"),
+    out: Annotated[Path | None, typer.Option(help="Folder that gets the run's own folder; default reports.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the interrupted run in this folder; takes no more.")
+    ] = None,
 ) -> None:
     """Fine-tune across hospitals through an emulated device; report accuracy, energy, latency and bytes."""
     from fllm.config import load_config, parse_setting
 
     console = Console()
     given: dict[str, object] = {
-        "num_clients": num_clients, "num_rounds": num_rounds, "batch_size": batch_size, "data_dir": data_dir,
-        "model": model, "token_period": token_period, "seed": seed,
+        "device_model": device_model,
+        "num_clients": num_clients,
+        "num_rounds": num_rounds,
+        "batch_size": batch_size,
+        "data_dir": data_dir,
+        "model": model,
+        "token_period": token_period,
+        "seed": seed,
         "fields": None if fields is None else [part.strip() for part in fields.split(",")],
-    }  # fmt: skip
-    if config is None or device_model != "gaincell_28nm":
-        given["device_model"] = device_model
+    }
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= dict(parse_setting(text) for text in set_ or [])
+    if name is not None and not re.fullmatch(r"[\w.+-]+", name):
+        raise InputError("not a folder name", where="--name", expected="letters, digits and . _ + -", received=name)
     if resume is None:
         resolved = load_config(config, settings)
-    elif config is not None or set(settings) - {"device_model"}:
-        raise InputError("--resume takes no other settings", where=str(resume), expected="the configuration of the run")
+    elif settings or config is not None or name is not None or out is not None:
+        raise InputError("--resume takes no other option", where=str(resume), expected="the settings of the run")
     with _quiet_libraries(), _Terminal(console) as terminal:
         from fllm.federation.server_app import RoundFailed
         from fllm.runs import Interrupted
@@ -123,25 +143,22 @@ def run(
             if resume is not None:
                 finished = resume_run(resume, observer=terminal)
             else:
-                command = (
-                    shlex.join(["fllm-run", *sys.argv[1:]])
-                    if "run" not in sys.argv[1:2]
-                    else shlex.join(["fllm", *sys.argv[1:]])
+                program = "fllm" if sys.argv[1:2] == ["run"] else "fllm-run"
+                command = shlex.join([program, *sys.argv[1:]])
+                finished = start_run(
+                    resolved, out=out or Path("reports"), name=name, command=command, observer=terminal
                 )
-                finished = start_run(resolved, out=out, name=name, command=command, observer=terminal)
         except Interrupted as stopped:
             terminal.close()
-            Console(stderr=True).print(
-                f"interrupted; state saved. Continue with: fllm-run --resume {stopped.folder}", soft_wrap=True
-            )
+            _print_error(f"interrupted; state saved. Continue with: fllm-run --resume {stopped.folder}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except KeyboardInterrupt:
             terminal.close()
-            Console(stderr=True).print("interrupted before the first round; nothing to resume")
+            _print_error(f"interrupted; {'nothing was lost, resume again' if resume else 'nothing was saved yet'}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except RoundFailed as failed:
             terminal.close()
-            Console(stderr=True).print(f"failed: {failed}")
+            _print_error(f"failed: {failed}")
             raise typer.Exit(EXIT_FAILED) from None
     _print_summary(console, finished.result, finished.folder)
 
@@ -169,7 +186,7 @@ def base_build(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Train tokenizer and tiny base model from scratch on made-up notes whose diagnosis is withheld."""
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("the folder is not empty", where=str(out), remedy="name a new one")
     if (steps is not None and steps < 1) or (seed is not None and seed < 0) or threads < 1:
         raise InputError("out of range", where="fllm base build", expected="--steps and --threads >= 1, --seed >= 0")
@@ -203,11 +220,14 @@ def data_synthesize(
     cases: Annotated[int, typer.Option(help="Number of cases.")] = 2400,
     hospitals: Annotated[int, typer.Option(help="Number of hospitals.")] = 4,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    label_concentration: Annotated[
+        float, typer.Option(help="How alike the hospitals' mixes of diagnoses are; 0.1 is extreme, 100 nearly none.")
+    ] = 10.0,
 ) -> None:
     """Write a made-up cohort in the MIMIC-IV-Ext-CDM layout."""
     from fllm.data import write_cohort
 
-    write_cohort(folder, cases, n_hospitals=hospitals, seed=seed)
+    write_cohort(folder, cases, n_hospitals=hospitals, seed=seed, label_concentration=label_concentration)
     Console().print(f"{cases} fabricated cases of {hospitals} hospitals in {folder}", soft_wrap=True, highlight=False)
 
 

@@ -105,7 +105,9 @@ def _cohort(config: RunConfig) -> Cohort:
         raise InputError(
             "more hospitals than cases", where="num_clients", expected=f"at most {config.num_cases}", received=hospitals
         )
-    return load_synthetic(config.num_cases, n_hospitals=hospitals, seed=config.seed)
+    return load_synthetic(
+        config.num_cases, n_hospitals=hospitals, seed=config.seed, label_concentration=config.label_concentration
+    )
 
 
 def _answers(loaded: LoadedModel) -> list[list[int]]:
@@ -127,5 +129,9 @@ def _prompt(loaded: LoadedModel, case: Case, config: RunConfig, answers: Sequenc
     )["input_ids"]  # fmt: skip
     limit = getattr(loaded.model.config, "max_position_embeddings", None) or config.max_tokens
     room = min(config.max_tokens, limit - max(len(a) for a in answers))
+    if room < 8:
+        raise InputError(
+            "the model's context is too short", where=loaded.name, expected="8 tokens or more", received=room
+        )
     kept = tokens if len(tokens) <= room else [*tokens[: room - room // 2], *tokens[-(room // 2) :]]
     return Prompt(tuple(kept), DIAGNOSES.index(case.diagnosis), len(tokens) > room)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from fllm.config import RunConfig, validate_config
 from fllm.evaluation import Scores, bootstrap_interval, evaluate
 from fllm.federation.client_app import COUNT_PREFIX, make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, make_server_app
+from fllm.federation.server_app import Round, RoundFailed, make_server_app
 from fllm.federation.strategy import fedavg
 from fllm.memory import peak_memory_bytes
 from fllm.model.adapters import adapter_digest, get_adapter, read_adapter, save_adapter, set_adapter
@@ -103,9 +104,30 @@ def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
 
 
 def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
+    """Run the rounds that are missing; an interruption leaves the last whole one to go on from."""
+    record = prepared.record
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=str(folder), remedy="check --out") from None
+    try:
+        return _finish(prepared, folder, observer, started)
+    except KeyboardInterrupt:
+        if not record["rounds"]:
+            raise
+        record["status"] = "interrupted"
+        _write(record, folder)
+        render(record, folder)
+        raise Interrupted(folder) from None
+    except RoundFailed:
+        record["status"] = "interrupted"
+        _write(record, folder)
+        raise
+
+
+def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
     """Run the rounds that are missing, writing the state after each."""
     record, config, model = prepared.record, prepared.config, prepared.model
-    folder.mkdir(parents=True, exist_ok=True)
     finished = sum(row["round"] > 0 for row in record["rounds"])
     if finished:
         set_adapter(model, _saved_adapter(folder, record["rounds"][-1]["adapter_sha256"]))
@@ -125,8 +147,8 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
         row = _row(outcome.number, prepared, scores, outcome)
         row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
         grid.uplink_bytes = grid.downlink_bytes = 0
+        save_adapter(model, folder / NEXT_ADAPTER)  # before its row: a recorded round has its adapter
         record["rounds"].append(row)
-        save_adapter(model, folder / NEXT_ADAPTER)
         _write(record, folder)
         _replace_adapter(folder)
         observer.round_done(row, config.num_rounds)
@@ -142,13 +164,7 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
         on_round=on_round,
     )
     observer.stage(f"training round {finished + 1}")
-    try:
-        server(grid, Context(1, 0, {}, RecordDict(), {}))
-    except KeyboardInterrupt:
-        record["status"] = "interrupted"
-        _write(record, folder)
-        render(record, folder)
-        raise Interrupted(folder) from None
+    server(grid, Context(1, 0, {}, RecordDict(), {}))
     observer.stage("writing the report")
     record["final"] = _final(prepared, scores, time.monotonic() - started)
     record["status"] = "completed"
@@ -160,7 +176,7 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
 def _saved_adapter(folder: Path, digest: str) -> dict[str, Tensor]:
     """Return the adapter of the last whole round, wherever an interruption left it."""
     for name in (NEXT_ADAPTER, ADAPTER):
-        if (folder / name).is_dir():
+        with contextlib.suppress(InputError):  # absent, or cut off while it was written: the other one is whole
             adapter = read_adapter(folder / name)
             if adapter_digest(adapter) == digest:
                 return adapter

@@ -29,10 +29,14 @@ from fllm.data.synthetic_text import write_examination, write_history
 DEFAULT_CASES = 2400
 """Size of the real release."""
 
+LABEL_CONCENTRATION = 10.0
+"""How alike the hospitals' mixes of diagnoses are: Dirichlet concentration; 0.1 is extreme, 100 nearly none."""
+
 _MOST_CASES = 250_000
 _README = """SYNTHETIC DATA - EVERYTHING HERE IS FABRICATED
 
-Written by fllm (fllm.data.write_cohort) with n_cases={n_cases}, n_hospitals={n_hospitals}, seed={seed}.
+Written by fllm (fllm.data.write_cohort) with n_cases={n_cases}, n_hospitals={n_hospitals}, seed={seed},
+label_concentration={label_concentration}.
 They have the layout of MIMIC-IV-Ext-CDM v1.1 but contain no MIMIC content and describe no real person.
 The probabilities behind them are rounded judgement, not epidemiology: draw no medical conclusion from them.
 All hadm_ids are 90000000 or above and all note ids start with SYN-, which no real record has.
@@ -79,16 +83,24 @@ def _check_sizes(n_cases: int, n_hospitals: int) -> None:
         raise InputError("number of hospitals", expected=f"1 to the number of cases, {n_cases}", received=n_hospitals)
 
 
-def synthesize_cohort(n_cases: int = DEFAULT_CASES, *, n_hospitals: int = 4, seed: int = 0) -> SyntheticTables:
+def synthesize_cohort(
+    n_cases: int = DEFAULT_CASES,
+    *,
+    n_hospitals: int = 4,
+    seed: int = 0,
+    label_concentration: float = LABEL_CONCENTRATION,
+) -> SyntheticTables:
     """Make the tables of a fabricated cohort.
 
     Raises:
-        InputError: If there are no cases, too many, or more hospitals than cases.
+        InputError: If there are no cases, too many, more hospitals than cases, or the concentration is not positive.
     """
     _check_sizes(n_cases, n_hospitals)
+    if not 0.0 < label_concentration < 1e6:
+        raise InputError("label concentration", expected="a number above 0, below 1e6", received=label_concentration)
     labels = draw_labels(n_cases, seed)
     hospitals = draw_hospitals(n_hospitals, seed)
-    treated_at = assign_hospitals(labels, n_hospitals, seed)
+    treated_at = assign_hospitals(labels, n_hospitals, seed, label_concentration)
     ids = _admission_ids(n_cases, seed)
     rows: dict[str, list[tuple[str | int, ...]]] = {name: [] for name in COLUMNS}
     labs: list[LabRow] = []
@@ -107,7 +119,9 @@ def synthesize_cohort(n_cases: int = DEFAULT_CASES, *, n_hospitals: int = 4, see
         rows=rows,
         labels={name: [i for i, label in zip(ids, labels, strict=True) if label == name] for name in DIAGNOSES},
         hospitals={i: hospitals[at].name for i, at in zip(ids, treated_at, strict=True)},
-        readme=_README.format(n_cases=n_cases, n_hospitals=n_hospitals, seed=seed),
+        readme=_README.format(
+            n_cases=n_cases, n_hospitals=n_hospitals, seed=seed, label_concentration=label_concentration
+        ),
     )
 
 
@@ -123,7 +137,14 @@ def _write_text(path: Path, text: str) -> None:
         stream.write(text)
 
 
-def write_cohort(folder: str | Path, n_cases: int = DEFAULT_CASES, *, n_hospitals: int = 4, seed: int = 0) -> Path:
+def write_cohort(
+    folder: str | Path,
+    n_cases: int = DEFAULT_CASES,
+    *,
+    n_hospitals: int = 4,
+    seed: int = 0,
+    label_concentration: float = LABEL_CONCENTRATION,
+) -> Path:
     """Write a fabricated cohort as the files of the real release, and a README that says what they are.
 
     Returns:
@@ -135,7 +156,7 @@ def write_cohort(folder: str | Path, n_cases: int = DEFAULT_CASES, *, n_hospital
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError("the output folder is not empty", where=str(path), remedy="name a new or an empty folder")
-    tables = synthesize_cohort(n_cases, n_hospitals=n_hospitals, seed=seed)
+    tables = synthesize_cohort(n_cases, n_hospitals=n_hospitals, seed=seed, label_concentration=label_concentration)
     path.mkdir(parents=True, exist_ok=True)
     for name, columns in COLUMNS.items():
         _write_csv(path / name, columns, tables.rows[name])
@@ -146,7 +167,13 @@ def write_cohort(folder: str | Path, n_cases: int = DEFAULT_CASES, *, n_hospital
     return path
 
 
-def load_synthetic(n_cases: int = DEFAULT_CASES, *, n_hospitals: int = 4, seed: int = 0) -> Cohort:
+def load_synthetic(
+    n_cases: int = DEFAULT_CASES,
+    *,
+    n_hospitals: int = 4,
+    seed: int = 0,
+    label_concentration: float = LABEL_CONCENTRATION,
+) -> Cohort:
     """Make a fabricated cohort and read it back with :func:`fllm.data.cdm.load_cohort`, through a temporary folder.
 
     Raises:
@@ -154,4 +181,6 @@ def load_synthetic(n_cases: int = DEFAULT_CASES, *, n_hospitals: int = 4, seed: 
     """
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / f"synthetic-{n_cases}-cases-{n_hospitals}-hospitals-seed-{seed}"
-        return load_cohort(write_cohort(folder, n_cases, n_hospitals=n_hospitals, seed=seed))
+        return load_cohort(
+            write_cohort(folder, n_cases, n_hospitals=n_hospitals, seed=seed, label_concentration=label_concentration)
+        )

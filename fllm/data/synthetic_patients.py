@@ -115,15 +115,16 @@ def draw_hospitals(n_hospitals: int, seed: int) -> list[Hospital]:
     return hospitals
 
 
-def hospital_shares(n_hospitals: int, seed: int) -> np.ndarray:
+def hospital_shares(n_hospitals: int, seed: int, label_concentration: float) -> np.ndarray:
     r"""Draw $P(h | y) \propto s_h q_h(y)$, shape (classes, hospitals), which keeps the global prior.
 
-    $s \sim Dir(size)$ and $q_h \sim Dir(\alpha \cdot prior)$. The draw is repeated until every hospital expects at
+    $s \sim Dir(size)$ and $q_h \sim Dir(\alpha \cdot prior)$ with $\alpha$ the label concentration: small values give
+    each hospital few diagnoses, large ones give all the same mix. The draw is repeated until every hospital expects at
     least a quarter of an equal share of the cases; after 64 draws the most even one is taken.
     """
     spec = specification()
     prior = np.array([spec["priors"][name] for name in DIAGNOSES])
-    alpha, size = spec["hospitals"]["label_dirichlet"], spec["hospitals"]["size_dirichlet"]
+    alpha, size = label_concentration, spec["hospitals"]["size_dirichlet"]
     best, best_least = np.full((len(prior), n_hospitals), 1.0 / n_hospitals), -1.0
     for attempt in range(_HOSPITAL_DRAWS):
         rng = keyed_generator(seed, "hospital shares", n_hospitals, attempt)
@@ -140,9 +141,9 @@ def hospital_shares(n_hospitals: int, seed: int) -> np.ndarray:
     return best
 
 
-def assign_hospitals(labels: list[str], n_hospitals: int, seed: int) -> list[int]:
+def assign_hospitals(labels: list[str], n_hospitals: int, seed: int, label_concentration: float) -> list[int]:
     """Return the hospital of each case; no hospital stays empty while there are enough cases."""
-    shares = hospital_shares(n_hospitals, seed)
+    shares = hospital_shares(n_hospitals, seed, label_concentration)
     cumulative = np.cumsum(shares, axis=1)
     chosen = []
     for i, label in enumerate(labels):

@@ -27,7 +27,7 @@ class LocalTraining:
     Attributes:
         steps: Optimiser steps per round.
         batch_size: Cases per step.
-        learning_rate: Peak rate of AdamW; it warms up over the first tenth of the first round's steps and falls
+        learning_rate: Peak rate of AdamW; it warms up over the first half of the first round and falls
             linearly over the rounds to a tenth.
         note_loss: Weight of the note's own tokens beside the answer.
         rounds: Rounds of the whole run, for the learning rate.

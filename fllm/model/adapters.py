@@ -59,7 +59,7 @@ def attach_adapter(model: nn.Module, settings: LoraSettings, *, base_name: str, 
 
 def get_adapter(model: PeftModel) -> dict[str, Tensor]:
     """Return copies of the adapter's tensors in float32, sorted by name."""
-    state = get_peft_model_state_dict(model)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)  # "auto" would ask the hub about the base
     return {name: state[name].detach().float().cpu().clone() for name in sorted(state)}
 
 
@@ -69,7 +69,8 @@ def set_adapter(model: PeftModel, adapter: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If names or shapes differ from the model's.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     given = {name: tuple(tensor.shape) for name, tensor in adapter.items()}
     if wanted != given:
         differing = sorted(set(wanted.items()) ^ set(given.items()))[0][0]

@@ -73,6 +73,12 @@ def _load(path: Path, name: str, device: DeviceModel, token_period: float | str,
     packed = is_packed(path)
     model = load_packed(path) if packed else _load_plain(path)
     tokenizer = _load_tokenizer(path)
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(tokenizer) > vocabulary:
+        raise InputError(
+            "the tokenizer has more tokens than the model", where=str(path), expected=f"at most {vocabulary}",
+            received=len(tokenizer), remedy="keep the files of one model together",
+        )  # fmt: skip
     had_ternary = any(isinstance(layer, BitLinear) for layer in model.modules())
     emulate(model, device, token_period=token_period)  # type: ignore[arg-type]  # "auto" or seconds, checked before
     calibrated = not load_scalers(model, path)
@@ -93,17 +99,22 @@ def _load_plain(path: Path) -> nn.Module:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         AutoConfig.from_pretrained(path, local_files_only=True)
-        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0][:160]
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # a broken file meets many parsers, each with errors of its own
+        first = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise InputError(f"not a loadable causal language model ({first})", where=str(path)) from None
+    if report["missing_keys"]:  # transformers fills them with random numbers
+        raise InputError("a tensor is missing", where=f"{path}: {min(report['missing_keys'])}")
+    return model
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0][:160]
+    except Exception as error:  # as above
+        first = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise InputError(f"no loadable tokenizer ({first})", where=str(path), expected="tokenizer.json") from None
     return tokenizer
 

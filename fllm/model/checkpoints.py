@@ -41,7 +41,13 @@ def pack_codes(codes: Tensor) -> Tensor:
 
 
 def unpack_codes(packed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Undo :func:`pack_codes`."""
+    """Undo :func:`pack_codes`.
+
+    Raises:
+        ValueError: If a code is 3, which stands for no weight.
+    """
+    if any(bool(((packed >> shift) & 3 == 3).any()) for shift in (0, 2, 4, 6)):
+        raise ValueError("packed weights hold the code 3, which is no ternary weight")
     return torch.cat([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).to(dtype) - 1
 
 
@@ -51,7 +57,8 @@ def is_packed(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and (config.get("quantization_config") or {}).get("quant_method") == "bitnet"
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "bitnet"
 
 
 def write_packed(model: PreTrainedModel, folder: Path) -> None:
@@ -59,6 +66,8 @@ def write_packed(model: PreTrainedModel, folder: Path) -> None:
 
     Embeddings and norms are stored in bfloat16. Master weights are frozen to codes first; the model computes the same.
     """
+    if not model.config.tie_word_embeddings:
+        raise ValueError("write_packed stores no LM head of its own: the model must tie it to the embeddings")
     folder.mkdir(parents=True, exist_ok=True)
     ternary = {name for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
     tensors: dict[str, Tensor] = {}
@@ -98,24 +107,40 @@ def load_packed(folder: Path) -> BitNetForCausalLM:
     Raises:
         InputError: If weights are missing, unreadable, or do not fit the configuration.
     """
-    config = BitNetConfig.from_pretrained(folder)
-    del config.quantization_config
     tensors = _read_tensors(folder / WEIGHTS)
-    model = BitNetForCausalLM(config)
+    try:
+        config = BitNetConfig.from_pretrained(folder)
+        linear_class = config.quantization_config.get("linear_class")
+        del config.quantization_config
+        model = BitNetForCausalLM(config)
+    except Exception as error:  # a bad value fails wherever transformers or torch first use it
+        raise InputError(
+            f"no usable BitNet configuration ({type(error).__name__})", where=str(folder / "config.json")
+        ) from None
+    if linear_class != "autobitlinear":  # the other class of transformers stores the reciprocal scale
+        raise InputError(
+            "unknown convention of weight_scale", where=f"{folder / 'config.json'}: quantization_config.linear_class",
+            expected="autobitlinear", received=linear_class,
+        )  # fmt: skip
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if isinstance(layer, torch.nn.Linear) and layer is not head:
             bit = BitLinear(layer.in_features, layer.out_features, layer.bias is not None, offline=True)
             model.set_submodule(name, bit)
-    state = {
-        name: unpack_codes(tensor)
-        if tensor.dtype == torch.uint8
-        else (tensor.float().reshape(()) if name.endswith("weight_scale") else tensor.float())
-        for name, tensor in tensors.items()
-    }
+    state = {name: _decoded(name, tensor, folder) for name, tensor in tensors.items()}
     _load_exactly(model, state, folder / WEIGHTS, may_miss={"lm_head.weight"} if config.tie_word_embeddings else set())
     model.tie_weights()
     return model.eval()
+
+
+def _decoded(name: str, tensor: Tensor, folder: Path) -> Tensor:
+    """Return one stored tensor in float32, codes unpacked."""
+    if tensor.dtype != torch.uint8:
+        return tensor.float().squeeze() if name.endswith("weight_scale") else tensor.float()
+    try:
+        return unpack_codes(tensor)
+    except ValueError as error:
+        raise InputError(str(error), where=f"{folder / WEIGHTS}: {name}", remedy="get the file again") from None
 
 
 def load_scalers(model: torch.nn.Module, folder: Path) -> bool:

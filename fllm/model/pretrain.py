@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedTokenizerFast
 
 from device_models import load_device
+from fllm.config import DEFAULT_FIELDS
 from fllm.data import DIAGNOSES, FIELDS
 from fllm.data.prompts import answer, build_note
 from fllm.data.synthetic import load_synthetic
@@ -34,6 +35,7 @@ from hwsim.randomness import generator, seed_of
 
 END = "<|end|>"
 PAD = "<|pad|>"
+TOPIC = "<|topic {}|>"
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class BaseRecipe:
     device: str = "gaincell_28nm"
     token_period_s: float = 1e-5
     key_gain: float = 0.25
-    random_answers: float = 0.15
-    ending_weight: float = 0.5
     output_gain: float = 1.0
+    topics: int = 64
+    random_answers: float = 0.15
+    ending_weight: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def build_base(
         Validation loss [nat per token] on the device and on the ideal device.
     """
     texts = corpus(recipe, recipe.notes, "train")
-    tokenizer = train_tokenizer([text.note + text.ending for text in texts], recipe.vocabulary)
+    tokenizer = train_tokenizer(texts, recipe)
     model = new_model(recipe, len(tokenizer), tokenizer)
     _train(model, [encode(tokenizer, text) for text in texts], recipe, report)
     held_out = [encode(tokenizer, text) for text in corpus(recipe, max(recipe.notes // 10, 8), "validation")]
@@ -111,7 +114,7 @@ def build_base(
     provenance = {
         "what": "tiny BitNet base model of fllm, trained from scratch on fabricated text; no clinical use",
         "recipe": asdict(recipe),
-        "corpus_sha256": hashlib.sha256("\x00".join(text.note + text.ending for text in texts).encode()).hexdigest(),
+        "corpus_sha256": hashlib.sha256("\x00".join(texts).encode()).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "ternary_parameters": sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear)),
         "torch": torch.__version__,
@@ -122,80 +125,70 @@ def build_base(
     return losses
 
 
-@dataclass(frozen=True)
-class Text:
-    """One training text: a note up to the cue for its answer, and what stands there."""
-
-    note: str
-    ending: str
-
-
-def corpus(recipe: BaseRecipe, notes: int, part: str) -> list[Text]:
+def corpus(recipe: BaseRecipe, notes: int, part: str) -> list[str]:
     """Make up notes without their diagnosis.
 
-    Half of the notes keep the order of the prompt, the others hold a random selection of sections in random order:
-    each section is then predicted from the others, and notes of fewer fields are no surprise.
-    At the place of the answer stands a sentence that was taken out of the note (so the model learns to infer there
-    what the rest of the note implies), or, in one of ``random_answers`` notes, a diagnosis drawn uniformly at random
-    (so it knows the words and nothing more).
+    Half of the notes hold the sections of the default run, a quarter all sections in the order of the prompt, the
+    others a random selection in random order, so that each section is predicted from the others.
+    At the place of the answer stands the note's topic (so the model learns to sum up there what the note says), or,
+    in a share of ``random_answers`` notes, a diagnosis drawn uniformly at random (so it knows the words and no more).
     """
     cohort = load_synthetic(notes, n_hospitals=recipe.hospitals, seed=seed_of(recipe.seed, "base corpus", part) % 2**31)
     draw = np.random.default_rng(seed_of(recipe.seed, "base endings", part))
+    cases = [cohort.cases[i] for i in draw.permutation(len(cohort.cases))]
+    found = topics([build_note(case, DEFAULT_FIELDS) for case in cases], recipe)
     texts = []
-    for i in draw.permutation(len(cohort.cases)):
-        fields: Sequence[str] = FIELDS
-        if draw.random() < 0.5:
-            kept = int(draw.choice([2, 3, 4], p=[0.2, 0.3, 0.5]))
-            fields = [FIELDS[j] for j in draw.permutation(len(FIELDS))[:kept]]
-        note = build_note(cohort.cases[i], fields)
-        if draw.random() < recipe.random_answers:
-            texts.append(Text(note, answer(DIAGNOSES[draw.integers(len(DIAGNOSES))])))
-        else:
-            texts.append(_gap_sentence(note, draw))
+    for case, topic in zip(cases, found, strict=True):
+        kind = draw.random()
+        fields: Sequence[str] = FIELDS if kind < 0.25 else DEFAULT_FIELDS
+        if kind >= 0.75:
+            fields = [FIELDS[j] for j in draw.permutation(len(FIELDS))[: int(draw.integers(2, len(FIELDS) + 1))]]
+        withheld = draw.random() < recipe.random_answers
+        ending = answer(DIAGNOSES[draw.integers(len(DIAGNOSES))]) if withheld else TOPIC.format(topic)
+        texts.append(build_note(case, fields) + ending)
     return texts
 
 
-def _gap_sentence(note: str, draw: np.random.Generator) -> Text:
-    """Move one sentence of a note to its end.
+def topics(notes: Sequence[str], recipe: BaseRecipe) -> list[int]:
+    """Cluster notes by their words alone: TF-IDF, latent semantic analysis, k-means. No label is used.
 
-    Source: the gap-sentence objective of zhang2020 (PEGASUS, ICML 2020), with sentences drawn at random.
+    Source: Caron et al., Deep clustering for unsupervised learning of visual features, ECCV 2018, for clusters as a
+    training target.
     """
-    lines = note.split("\n")
-    line = int(draw.integers(len(lines) - 1))
-    name, colon, text = lines[line].partition(": ")
-    mark = ", " if name == "labs" else ". "
-    parts = text.split(mark)
-    gap = int(draw.integers(len(parts)))
-    lines[line] = name + colon + mark.join(parts[:gap] + parts[gap + 1 :])
-    return Text("\n".join(lines), " " + parts[gap].rstrip("."))
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+
+    seed = seed_of(recipe.seed, "topics") % 2**31
+    features = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_df=0.5),
+        TruncatedSVD(recipe.topics, random_state=seed),
+        Normalizer(),
+    ).fit_transform(notes)
+    return KMeans(recipe.topics, n_init=3, random_state=seed).fit_predict(features).tolist()
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Sequence[str], recipe: BaseRecipe) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=recipe.vocabulary,
+        special_tokens=[PAD, END, *(TOPIC.format(topic) for topic in range(recipe.topics))],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, bos_token=END)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of one text and the place where its ending begins."""
-
-    tokens: list[int]
-    ending: int
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, text: Text) -> Encoded:
-    """Encode one training text: end token, note, ending, end token."""
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Encode one training text: end token, text, end token."""
     end = tokenizer.convert_tokens_to_ids(END)
-    note, ending = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text.note, text.ending))
-    return Encoded([end, *note, *ending, end], 1 + len(note))
+    return [end, *tokenizer(text, add_special_tokens=False)["input_ids"], end]
 
 
 def new_model(recipe: BaseRecipe, vocabulary: int, tokenizer: PreTrainedTokenizerFast) -> BitNetForCausalLM:
@@ -227,7 +220,7 @@ def new_model(recipe: BaseRecipe, vocabulary: int, tokenizer: PreTrainedTokenize
 
 
 def _train(
-    model: BitNetForCausalLM, notes: list[Encoded], recipe: BaseRecipe, report: Callable[[Progress], None]
+    model: BitNetForCausalLM, notes: list[list[int]], recipe: BaseRecipe, report: Callable[[Progress], None]
 ) -> None:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
@@ -245,7 +238,7 @@ def _train(
         optimiser.param_groups[0]["weight_decay"] = decay
         emulate(model, devices[step % 2], token_period=recipe.token_period_s)
         losses, is_ending = _loss(model, batch)
-        loss = losses[~is_ending].mean() + recipe.ending_weight * losses[is_ending].mean()
+        loss = losses.mean() + recipe.ending_weight * losses[is_ending].mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -264,14 +257,14 @@ def _schedule(step: int, recipe: BaseRecipe) -> tuple[float, float]:
     return recipe.learning_rate * warm * recipe.stage_two_rate * left, 0.0
 
 
-def _batches(notes: list[Encoded], recipe: BaseRecipe) -> Iterator[list[Encoded]]:
+def _batches(notes: list[list[int]], recipe: BaseRecipe) -> Iterator[list[list[int]]]:
     """Yield ``steps`` padded batches; notes of like length go together, to pad little."""
     pool = 8 * recipe.batch_notes
     made, epoch = 0, 0
     while True:
         order = torch.randperm(len(notes), generator=generator(recipe.seed, "base order", epoch)).tolist()
         for start in range(0, len(order) - pool + 1, pool):
-            chunk = sorted(order[start : start + pool], key=lambda i: (len(notes[i].tokens), i))
+            chunk = sorted(order[start : start + pool], key=lambda i: (len(notes[i]), i))
             shuffle = torch.randperm(8, generator=generator(recipe.seed, "base pool", epoch, start)).tolist()
             for part in shuffle:
                 if made == recipe.steps:
@@ -283,21 +276,21 @@ def _batches(notes: list[Encoded], recipe: BaseRecipe) -> Iterator[list[Encoded]
         epoch += 1
 
 
-def _loss(model: BitNetForCausalLM, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Return the loss of each next token, padding left out, and whether it belongs to an ending; both flat."""
-    tokens, real = padded([text.tokens for text in batch], model.config.pad_token_id)
+def _loss(model: BitNetForCausalLM, batch: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return the loss of each next token, padding left out, and whether it is the one behind the note; both flat."""
+    tokens, real = padded(batch, model.config.pad_token_id)
     hidden = model.model(input_ids=tokens, attention_mask=real, use_cache=False).last_hidden_state[:, :-1]
     wanted = real[:, 1:].bool()
-    place = torch.arange(1, tokens.shape[1])
-    is_ending = (place >= torch.tensor([text.ending for text in batch])[:, None])[wanted]
+    # A text ends in one answer token (topics and diagnoses are one each) and the end token
+    is_ending = torch.arange(1, tokens.shape[1]) == torch.tensor([len(text) - 2 for text in batch])[:, None]
     losses = nn.functional.cross_entropy(model.lm_head(hidden[wanted]), tokens[:, 1:][wanted], reduction="none")
-    return losses, is_ending
+    return losses, is_ending[wanted]
 
 
 @torch.no_grad()
-def mean_loss(model: BitNetForCausalLM, notes: list[Encoded], batch: int = 32) -> float:
+def mean_loss(model: BitNetForCausalLM, notes: list[list[int]], batch: int = 32) -> float:
     """Return the mean loss [nat per token] of held-out texts."""
-    ordered = sorted(notes, key=lambda text: len(text.tokens))
+    ordered = sorted(notes, key=len)
     losses = [_loss(model, ordered[i : i + batch])[0] for i in range(0, len(ordered), batch)]
     value = torch.cat(losses).double().mean().item()
     if not math.isfinite(value):

@@ -1,0 +1,233 @@
+"""An interrupted run ends as an uninterrupted one, wherever it was stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+import fllm.runs
+from device_models import InputError
+from fllm import cli
+from fllm.config import RunConfig
+from fllm.data import write_cohort
+from fllm.model.adapters import adapter_digest, read_adapter
+from fllm.observer import Observer
+from fllm.results import read_result
+from fllm.runs import Interrupted, RunResult, resume, run
+from tests.end_to_end.stopping import StopsAfter, interrupt
+from tests.fllm.small import TINY, copied, edit_json
+
+
+def assert_same_end(folder: Path, finished: RunResult) -> None:
+    record = read_result(folder / "result.json")
+    assert record["status"] == "completed"
+    for name in ("rounds.csv", "adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
+    assert record["rounds"] == json.loads(json.dumps(finished.result["rounds"]))
+    assert not (folder / "adapter.next").exists()
+    ours, theirs = record["final"], finished.result["final"]
+    for key in set(theirs) - {"wall_seconds", "peak_memory_bytes"}:
+        assert ours[key] == theirs[key], key
+
+
+def test_interrupted_run_says_so_and_has_a_report(interrupted: Path) -> None:
+    record = read_result(interrupted / "result.json")
+    assert record["status"] == "interrupted"
+    assert [row["round"] for row in record["rounds"]] == [0, 1]
+    digest = adapter_digest(read_adapter(interrupted / "adapter"))
+    assert digest == record["rounds"][-1]["adapter_sha256"]
+    assert (interrupted / "report.html").is_file()
+
+
+def test_resumed_run_ends_like_an_uninterrupted_one(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+    created = read_result(folder / "result.json")["created"]
+    result = resume(folder).result
+    assert_same_end(folder, finished)
+    assert result["created"] == created
+
+
+def killed_while_writing_the_next_adapter(folder: Path) -> None:
+    (folder / "adapter.next").mkdir()
+    (folder / "adapter.next" / "adapter_model.safetensors").write_bytes(b"half a fi")
+
+
+def killed_before_the_adapter_was_put_in_place(folder: Path) -> None:
+    (folder / "adapter").rename(folder / "adapter.next")
+
+
+def killed_without_a_word(folder: Path) -> None:
+    edit_json(folder / "result.json", status="running")
+    (folder / "report.html").unlink()
+
+
+@pytest.mark.parametrize(
+    "death",
+    [killed_while_writing_the_next_adapter, killed_before_the_adapter_was_put_in_place, killed_without_a_word],
+)
+def test_killed_run_resumes_too(
+    interrupted: Path, finished: RunResult, tmp_path: Path, death: Callable[[Path], None]
+) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+    death(folder)
+    resume(folder)
+    assert_same_end(folder, finished)
+
+
+@pytest.mark.parametrize("moment", ["before the adapter is saved", "after the adapter is saved"])
+def test_interruption_in_the_middle_of_saving(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A round that is recorded has its adapter on disk, and the former adapter stays until then."""
+    saved = fllm.runs.save_adapter
+    calls = []
+
+    def save_and_stop(model: PeftModel, folder: Path) -> None:
+        calls.append(folder)
+        if moment.startswith("after") or len(calls) < 2:
+            saved(model, folder)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("fllm.runs.save_adapter", save_and_stop)
+    folder = interrupt(RunConfig(**TINY), tmp_path, Observer())
+    monkeypatch.undo()
+    assert len(calls) == 2
+    resume(folder)
+    assert_same_end(folder, finished)
+
+
+@pytest.mark.parametrize("stage", ["training round 1", "evaluating round 1", "writing the report"])
+def test_interruption_at_any_stage_is_resumable(finished: RunResult, tmp_path: Path, stage: str) -> None:
+    class Stops(Observer):
+        def stage(self, what: str) -> None:
+            if what == stage:
+                raise KeyboardInterrupt
+
+    folder = interrupt(RunConfig(**TINY), tmp_path, Stops())
+    assert read_result(folder / "result.json")["status"] == "interrupted"
+    resume(folder)
+    assert_same_end(folder, finished)
+
+
+def test_interruption_of_a_resumed_run_is_resumable(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+
+    class Stops(Observer):
+        def stage(self, what: str) -> None:
+            if what == "evaluating the model":
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        resume(folder, observer=Stops())
+    resume(folder)
+    assert_same_end(folder, finished)
+
+
+def test_run_interrupted_after_its_last_round_only_needs_its_report(finished: RunResult, tmp_path: Path) -> None:
+    folder = interrupt(RunConfig(**TINY), tmp_path, StopsAfter(2))
+    trained = []
+
+    class Listening(Observer):
+        def stage(self, what: str) -> None:
+            if what.startswith("evaluating round"):
+                trained.append(what)
+
+    resume(folder, observer=Listening())
+    assert trained == []
+    assert_same_end(folder, finished)
+
+
+def test_completed_run_is_not_resumed(finished: RunResult) -> None:
+    with pytest.raises(InputError, match="the run is complete"):
+        resume(finished.folder)
+
+
+def test_adapter_that_is_gone_or_changed_is_refused(interrupted: Path, tmp_path: Path) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+    shutil.rmtree(folder / "adapter")
+    with pytest.raises(InputError, match="gone or changed"):
+        resume(folder)
+
+
+@pytest.mark.parametrize(("what", "key"), [("model", "sha256"), ("device", "file_sha256")])
+def test_changed_model_or_device_is_refused(interrupted: Path, tmp_path: Path, what: str, key: str) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+    record = read_result(folder / "result.json")
+    edit_json(folder / "result.json", **{what: record[what] | {key: "0" * 64}})
+    with pytest.raises(InputError, match=f"the {what} changed since the run began"):
+        resume(folder)
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    data = write_cohort(tmp_path / "data", 60, n_hospitals=3, seed=0)
+    folder = interrupt(RunConfig(**TINY, data_dir=str(data)), tmp_path, StopsAfter(0))
+    file = data / "physical_examination.csv"
+    original = file.read_text(encoding="utf-8")
+    file.write_text(original + "\n", encoding="utf-8")
+    before = (folder / "result.json").read_bytes()
+    with pytest.raises(InputError, match="the data changed since the run began"):
+        resume(folder)
+    assert (folder / "result.json").read_bytes() == before
+
+
+# Through the command line.
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["fllm-run", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run_main()
+    return int(stop.value.code or 0)
+
+
+def test_command_line_refuses_what_cannot_go_on(
+    finished: RunResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
+    for arguments, what in (
+        (["--resume", finished.folder], "the run is complete"),
+        ([*settings, "--out", finished.folder.parent, "--name", finished.folder.name], "a run is there already"),
+    ):
+        assert call(monkeypatch, *arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert what in lines[0]
+
+
+def test_command_line_tells_how_to_go_on(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
+    shown = cli._Terminal.round_done
+
+    def stop_after_one(self: cli._Terminal, row: dict, total: int) -> None:
+        shown(self, row, total)
+        if row["round"] == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli._Terminal, "round_done", stop_after_one)
+    assert call(monkeypatch, *settings, "--out", tmp_path, "--name", "run") == 130
+    assert f"fllm-run --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    monkeypatch.setattr(cli._Terminal, "round_done", shown)
+    assert call(monkeypatch, "--resume", tmp_path / "run") == 0
+    assert "report.html" in capsys.readouterr().out
+    assert_same_end(tmp_path / "run", finished)
+
+
+def test_interruption_before_the_first_round_leaves_nothing_to_resume(tmp_path: Path) -> None:
+    class Stops(Observer):
+        def stage(self, what: str) -> None:
+            if what == "loading the model":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(RunConfig(**TINY), out=tmp_path / "out", name="run", observer=Stops())
+    assert not isinstance(stopped.value, Interrupted)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,137 @@
+"""What a hospital does in one round depends on the adapter, seed, round and partition alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fllm.evaluation import Prompt
+from fllm.federation.task import Hospital, LocalTraining
+from fllm.model.adapters import adapter_digest, get_adapter, set_adapter
+from fllm.preparation import Prepared
+from hwsim.counting import EVENTS
+from tests.fllm.small import scrambled
+
+Adapter = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def start(prepared: Prepared) -> Adapter:
+    return get_adapter(prepared.model)
+
+
+def train(hospital: Hospital, adapter: Adapter, server_round: int = 1) -> tuple[str, float, int]:
+    update = hospital.train(adapter, server_round)
+    return adapter_digest(update.adapter), update.loss, update.counts.tokens
+
+
+def test_equal_bits_whatever_happened_in_between(prepared: Prepared, start: Adapter) -> None:
+    first, second, _ = prepared.hospitals
+    before = train(first, start)
+    train(second, scrambled(start), 3)
+    torch.manual_seed(99)
+    torch.rand(7)
+    prepared.model.eval()
+    assert train(first, start) == before
+
+
+@pytest.mark.parametrize("what", ["adapter", "round", "partition", "seed"])
+def test_each_of_its_arguments_matters(prepared: Prepared, start: Adapter, what: str) -> None:
+    hospital = prepared.hospitals[0]
+    before = train(hospital, start)
+    if what == "adapter":
+        after = train(hospital, scrambled(start))
+    elif what == "round":
+        after = train(hospital, start, 2)
+    elif what == "partition":
+        after = train(prepared.hospitals[1], start)
+    else:
+        other = replace(hospital.training, seed=5)
+        after = train(Hospital(0, hospital.prompts, hospital.model, hospital.answers, hospital.pad_id, other), start)
+    assert after[0] != before[0]
+
+
+def test_global_generator_is_left_alone(prepared: Prepared, start: Adapter) -> None:
+    state = torch.get_rng_state()
+    prepared.hospitals[0].train(start, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_given_adapter_is_not_changed_and_the_update_is_a_copy(prepared: Prepared, start: Adapter) -> None:
+    given = {name: tensor.clone() for name, tensor in start.items()}
+    update = prepared.hospitals[0].train(given, 1)
+    assert adapter_digest(given) == adapter_digest(start)
+    before = adapter_digest(update.adapter)
+    assert before != adapter_digest(start)
+    set_adapter(prepared.model, start)
+    assert adapter_digest(update.adapter) == before
+
+
+def test_only_the_adapter_learns(prepared: Prepared, start: Adapter) -> None:
+    frozen = {name: p.detach().clone() for name, p in prepared.model.named_parameters() if not p.requires_grad}
+    prepared.hospitals[0].train(start, 1)
+    now = dict(prepared.model.named_parameters())
+    assert all(torch.equal(now[name], tensor) for name, tensor in frozen.items())
+
+
+def test_update_says_cases_loss_and_events(prepared: Prepared, start: Adapter) -> None:
+    hospital = prepared.hospitals[0]
+    update = hospital.train(start, 1)
+    assert update.examples == len(hospital.prompts)
+    assert 0 < update.loss < 2 * math.log(2048)
+    assert set(update.counts.events) <= set(EVENTS)
+    assert update.counts["attention.layer_pass"] == update.counts.tokens * prepared.record["model"]["layers"]
+    batch = [hospital.prompts[i] for i in hospital._order(1)]
+    fed = sum(len(prompt.tokens) + len(hospital.answers[prompt.diagnosis]) for prompt in batch)
+    assert update.counts.tokens == fed  # no padding, and the forward pass alone
+
+
+class Seen(list[Prompt]):
+    """Prompts that remember in which order they were taken."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        super().__init__(prompts)
+        self.order: list[int] = []
+
+    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
+        self.order.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("cases", "batch", "steps", "rounds"), [(7, 2, 2, 4), (3, 4, 1, 3), (5, 5, 1, 2)])
+def test_every_case_is_seen_before_any_repeats(
+    prepared: Prepared, start: Adapter, cases: int, batch: int, steps: int, rounds: int
+) -> None:
+    template = prepared.hospitals[0]
+    seen = Seen(Prompt(prompt.tokens[:8], prompt.diagnosis, True) for prompt in template.prompts[:cases])
+    training = LocalTraining(steps, batch, 1e-3, 0.1, rounds, seed=3)
+    hospital = Hospital(1, seen, prepared.model, template.answers, template.pad_id, training)
+    for number in range(1, rounds + 1):
+        hospital.train(start, number)
+    assert len(seen.order) == rounds * steps * batch
+    laps = [seen.order[i : i + cases] for i in range(0, len(seen.order), cases)]
+    for lap in laps:
+        assert len(set(lap)) == len(lap)
+    assert len({tuple(lap) for lap in laps if len(lap) == cases}) > 1 or len(laps) < 2  # shuffled anew
+
+
+def test_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
+    training = LocalTraining(steps=20, batch_size=1, learning_rate=2.0, note_loss=0.0, rounds=5, seed=0)
+    rates = [training.rate(number, step) for number in range(1, 6) for step in range(1, 21)]
+    peak = rates.index(max(rates))
+    assert 0 < rates[0] < 0.5
+    assert 0 < peak < 20  # warm-up ends within the first round
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 1.6 < max(rates) <= 2.0
+    assert rates[-1] == pytest.approx(0.2, rel=0.1)
+    falls = [a - b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False)]
+    assert falls == pytest.approx([falls[0]] * len(falls))  # a straight line, across the rounds
+
+
+def test_learning_rate_of_a_run_of_one_step_is_the_peak() -> None:
+    assert LocalTraining(1, 1, 2.0, 0.0, 1, 0).rate(1, 1) == 2.0

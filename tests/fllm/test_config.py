@@ -1,0 +1,208 @@
+"""The configuration: defaults, strict keys and types, settings from the command line, YAML files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from device_models import InputError
+from fllm.config import RunConfig, load_config, parse_setting, validate_config
+
+RUN_FILES = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
+
+
+def refused(tree: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as error:
+        validate_config(tree, "here")
+    message = str(error.value)
+    assert message.startswith("here: ")
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_valid_and_frozen() -> None:
+    config = load_config()
+    assert config == RunConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"device": {"readout.bits": 6, "retention.tau": "1 ms"}, "fields": ["labs"], "token_period": "auto"},
+        {"lora": {"r": 2, "alpha": 4}, "num_hospitals": 7, "model": "m", "data_dir": "d"},
+    ],
+    ids=["defaults", "device", "nested"],
+)
+def test_dump_and_validate_is_a_round_trip(settings: dict[str, Any]) -> None:
+    config = validate_config(settings, "here")
+    assert validate_config(config.model_dump(mode="json"), "there") == config
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ({"num_client": 4}, "num_clients"),
+        ({"lora": {"rank": 4}}, "known: alpha, dropout, r"),
+        ({"lora": {"alpa": 4.0}}, "did you mean alpha"),
+    ],
+)
+def test_unknown_key_names_the_nearest(tree: dict[str, Any], named: str) -> None:
+    message = refused(tree)
+    assert "unknown key" in message
+    assert named in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_clients", True),
+        ("num_clients", "3"),
+        ("num_clients", 3.0),
+        ("num_clients", 0),
+        ("num_rounds", -1),
+        ("batch_size", None),
+        ("seed", -1),
+        ("threads", 0),
+        ("num_cases", 39),
+        ("max_tokens", 15),
+        ("test_fraction", 0.0),
+        ("test_fraction", 1.0),
+        ("test_fraction", "0.25"),
+        ("learning_rate", 0.0),
+        ("learning_rate", True),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("note_loss", -0.1),
+        ("label_concentration", True),
+        ("label_concentration", 0.0),
+        ("model", 3),
+        ("device", None),
+        ("device", "readout.bits"),
+        ("fields", "history"),
+        ("lora", 8),
+        ("token_period", 10),
+    ],
+)
+def test_wrong_type_or_range_names_key_and_value(key: str, value: object) -> None:
+    message = refused({key: value})
+    assert message.startswith(f"here: {key}: ")
+    assert repr(value) in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 0), ("r", True), ("alpha", 0.0), ("alpha", "16"), ("dropout", 1.0)])
+def test_wrong_lora_setting_names_its_path(key: str, value: object) -> None:
+    assert refused({"lora": {key: value}}).startswith(f"here: lora.{key}: ")
+
+
+@pytest.mark.parametrize("period", ["10 V", "0 us", "10", "-1 us", "", "fast", "1e999 s"])
+def test_bad_token_period(period: str) -> None:
+    assert refused({"token_period": period}).startswith("here: token_period: expected")
+
+
+@pytest.mark.parametrize("period", ["10 us", "1e-5 s", "0.01 ms", "auto"])
+def test_good_token_period(period: str) -> None:
+    assert validate_config({"token_period": period}, "here").token_period == period
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        (["history", "icd"], "'icd' leaks the answer"),
+        (["discharge_diagnosis"], "leaks the answer"),
+        (["histori"], "did you mean history"),
+        ([], "no fields"),
+        (["labs", "labs"], "stands twice"),
+    ],
+)
+def test_unknown_or_forbidden_fields(fields: list[str], what: str) -> None:
+    assert what in refused({"fields": fields})
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("lora.r=4", ("lora.r", 4)),
+        (" seed = 3", ("seed", 3)),
+        ("learning_rate=1e-4", ("learning_rate", 1e-4)),
+        ("device.retention.tau=1 ms", ("device.retention.tau", "1 ms")),
+        ("fields=[labs, imaging]", ("fields", ["labs", "imaging"])),
+        ("model=", ("model", None)),
+        ("data_dir=a=b", ("data_dir", "a=b")),
+    ],
+)
+def test_setting_is_key_and_yaml_value(text: str, parsed: tuple[str, object]) -> None:
+    assert parse_setting(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "seed=[", "lora={r: 1, r: 2}"])
+def test_setting_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InputError, match="--set"):
+        parse_setting(text)
+
+
+def test_settings_override_the_file_and_reach_into_the_device(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 5\nnum_clients: 2\ndevice: {readout.bits: 4}\nlora: {r: 2}\n", encoding="utf-8")
+    config = load_config(file, {"seed": 6, "device.retention.tau": "1 ms", "device.readout.bits": 6, "lora.alpha": 2.0})
+    assert (config.seed, config.num_clients, config.lora.r, config.lora.alpha) == (6, 2, 2, 2.0)
+    assert config.device == {"readout.bits": 6, "retention.tau": "1 ms"}
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [("device:\n", "device.readout.bits"), ("device: 3\n", "device.readout.bits"), ("lora: 3\n", "lora.r")],
+)
+def test_setting_below_something_that_is_no_section(tmp_path: Path, content: str, key: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=f"{re.escape(key)}: not a section"):
+        load_config(file, {key: 4})
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("seed: 1\nseed: 2\n", "stands twice"),
+        ("lora:\n  r: 1\n  r: 2\n", "stands twice"),
+        ("- seed\n", "not a run file"),
+        ("", "not a run file"),
+        ("seed: [\n", "not valid YAML"),
+        ("num_clients: no\n", "num_clients"),
+        ("1: 2\n", "strings"),
+    ],
+)
+def test_bad_run_file_is_named(tmp_path: Path, content: str, what: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=what) as error:
+        load_config(file)
+    assert str(error.value).startswith(str(file))
+
+
+def test_absent_run_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.skipif(not RUN_FILES, reason="no run files in this tree")
+@pytest.mark.parametrize("file", RUN_FILES, ids=lambda path: path.stem)
+def test_shipped_run_file_loads(file: Path) -> None:
+    load_config(file)
+
+
+@pytest.mark.skipif(not RUN_FILES, reason="no run files in this tree")
+def test_default_run_file_is_complete_and_says_the_defaults() -> None:
+    from device_models.strict_yaml import read_yaml
+
+    file = next((path for path in RUN_FILES if path.stem == "default"), None)
+    if file is None:
+        pytest.skip("no default.yaml")
+    assert load_config(file) == RunConfig()
+    assert set(read_yaml(file)) == set(RunConfig.model_fields)
