@@ -65,14 +65,14 @@ class RunConfig(_Strict):
     num_cases: Annotated[StrictInt, Field(ge=40, le=1_000_000)] = 1000
     num_hospitals: Count | None = None
     label_concentration: Annotated[StrictFloat, Field(gt=0, lt=1e6)] = 10.0
-    test_fraction: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.25
+    test_fraction: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.2
     max_tokens: Annotated[StrictInt, Field(ge=16)] = 384
     num_clients: Count = 4
-    num_rounds: Count = 6
+    num_rounds: Count = 13
     batch_size: Count = 8
     local_steps: Count = 20
-    learning_rate: Annotated[StrictFloat, Field(gt=0)] = 3e-3
-    note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.1
+    learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
+    note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     threads: Count = 2

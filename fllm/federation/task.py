@@ -20,6 +20,10 @@ from hwsim import EventCounts, count_events
 from hwsim.randomness import generator
 
 
+NOTE_STRIDE = 4
+"""One in so many tokens of a note gets a loss in each step."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """Settings of local training.
@@ -27,7 +31,8 @@ class LocalTraining:
     Attributes:
         steps: Optimiser steps per round.
         batch_size: Cases per step.
-        learning_rate: Peak rate of AdamW; it warms up over the first half of the first round and falls
+        learning_rate: Peak rate of AdamW; it warms up over the first quarter of each round, as the
+            optimiser is new in each round and its first steps have no averages yet, and falls
             linearly over the rounds to a tenth.
         note_loss: Weight of the note's own tokens beside the answer.
         rounds: Rounds of the whole run, for the learning rate.
@@ -45,7 +50,7 @@ class LocalTraining:
         """Return the learning rate of a step (both counted from 1)."""
         done = (server_round - 1) * self.steps + step
         total = self.rounds * self.steps
-        warm = min(1.0, done / max(1, self.steps // 2))
+        warm = min(1.0, step / (1 + self.steps // 4))
         return self.learning_rate * warm * (1.0 - 0.9 * (done - 1) / total)
 
 
@@ -105,7 +110,7 @@ class Hospital:
                 batch = [self.prompts[i] for i in order[(step - 1) * training.batch_size : step * training.batch_size]]
                 for group in optimiser.param_groups:
                     group["lr"] = training.rate(server_round, step)
-                answer_loss, note_loss = self._losses(batch)
+                answer_loss, note_loss = self._losses(batch, step)
                 optimiser.zero_grad(set_to_none=True)
                 (answer_loss + training.note_loss * note_loss).backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -126,13 +131,22 @@ class Hospital:
         skip = first - first // size * size
         return order[skip : skip + need]
 
-    def _losses(self, batch: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    def _losses(self, batch: Sequence[Prompt], step: int) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of the answers' tokens and of every fourth token of the notes.
+
+        The LM head only runs where a loss is taken; which fourth it is moves on with the step.
+        """
         rows = [(*prompt.tokens, *self.answers[prompt.diagnosis]) for prompt in batch]
         tokens, real = padded(rows, self.pad_id)
-        logits = self.model(input_ids=tokens, attention_mask=real, use_cache=False).logits[:, :-1].float()
-        loss = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-        place = torch.arange(1, tokens.shape[1])
         start = torch.tensor([len(prompt.tokens) for prompt in batch])[:, None]
-        is_answer = (place >= start) & real[:, 1:].bool()
+        place = torch.arange(1, tokens.shape[1])
+        sampled = (place % NOTE_STRIDE == step % NOTE_STRIDE) & (self.training.note_loss > 0)
+        place = place[sampled | ((place >= start) & real[:, 1:].bool()).any(0)]
+        logits = self.model(
+            input_ids=tokens, attention_mask=real, use_cache=False, logits_to_keep=place - 1
+        ).logits.float()  # fmt: skip
+        loss = cross_entropy(logits.transpose(1, 2), tokens[:, place], reduction="none")
+        is_answer = (place >= start) & real[:, place].bool()
         is_note = place < start
-        return loss[is_answer].mean(), loss[is_note].mean()
+        note_loss = loss[is_note].mean() if bool(is_note.any()) else loss.new_zeros(())
+        return loss[is_answer].mean(), note_loss

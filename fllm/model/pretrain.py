@@ -54,7 +54,7 @@ class BaseRecipe:
     """
 
     seed: int = 0
-    notes: int = 12_000
+    notes: int = 14_000
     hospitals: int = 8
     vocabulary: int = 2048
     hidden_size: int = 128
@@ -62,8 +62,8 @@ class BaseRecipe:
     layers: int = 4
     heads: int = 2
     context: int = 512
-    steps: int = 600
-    batch_notes: int = 32
+    steps: int = 1200
+    batch_notes: int = 24
     learning_rate: float = 3e-3
     stage_two: float = 0.5
     stage_two_rate: float = 0.5
