@@ -19,7 +19,6 @@ from fllm.model.adapters import get_adapter, set_adapter
 from hwsim import EventCounts, count_events
 from hwsim.randomness import generator
 
-
 NOTE_STRIDE = 4
 """One in so many tokens of a note gets a loss in each step."""
 

@@ -121,7 +121,7 @@ def test_lipase_separates_pancreatitis_but_not_always(cohort: Cohort) -> None:
 
 def test_hospital_shares_keep_the_prior_and_leave_no_hospital_empty() -> None:
     for n_hospitals in (1, 4, 12):
-        shares = hospital_shares(n_hospitals, seed=0)
+        shares = hospital_shares(n_hospitals, seed=0, label_concentration=1.0)
         assert shares.shape == (4, n_hospitals)
         assert np.allclose(shares.sum(axis=1), 1.0)
     assert len(load_synthetic(12, n_hospitals=12, seed=1).hospitals) == 12
