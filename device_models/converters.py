@@ -33,7 +33,7 @@ from device_models.schema import Readout
 def quantise_levels(x: NDArray, levels: int | None, low: float, high: float) -> NDArray:
     """Clip to [low, high] and round to ``levels`` equidistant codes; any unit.
 
-    Source: HARDWARE contract of the project; leroux2025 Methods (16 pulse widths, 8 voltages).
+    Source: leroux2025, Methods (16 pulse widths, 8 voltages).
     """
     clipped = np.clip(x, low, high)
     if levels is None:

@@ -19,7 +19,6 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from device_models import DeviceModel, InputError
-from device_models.quantities import format_quantity
 from hwsim.costing import price
 from hwsim.counting import count_events, record_attention, record_tokens
 from hwsim.functional.attention_tiled import AttentionTables, attention_tables
@@ -320,8 +319,3 @@ def token_latency_s(model: PreTrainedModel, device: DeviceModel) -> float:
     tiles = -(-device.window.tokens // device.tile.slots)
     counts.events["attention.tile_add"] += (tiles - 1) * counts["attention.layer_pass"]
     return price(counts, device).latency_s
-
-
-def describe_period(period_s: float | None) -> str:
-    """Write a token period for a person."""
-    return "none (no decay)" if period_s is None else format_quantity(period_s, "s")
