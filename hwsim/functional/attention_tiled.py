@@ -62,7 +62,7 @@ def attention_tables(
         shift = written_voltage_offset(device)
         law = shifted_polynomial(polynomial(device.cell), shift)
         slope = device.cell.surrogate_slope
-        surrogate = law if slope is None else (slope * shift, slope)
+        surrogate = law if slope is None else (slope * shift, slope, 0.0, 0.0)
         constant = not device.decays
         powers = tuple(read if n == 0 or constant else table[layout.age] * read for n, table in enumerate(by_age))
         return ProductTables(tuple(c / saturation for c in law), tuple(c / saturation for c in surrogate), powers)
@@ -147,71 +147,99 @@ def _in_columns(x: Tensor, layout: SlotLayout) -> Tensor:
     return x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3]))
 
 
+def _terms(y: Tensor, law: tuple[float, ...]) -> tuple[Tensor | None, ...]:
+    """Return c_n y^n for n = 1..3 at the places 1..3, None where c_n is 0; the constant needs no tensor."""
+    square = y * y if law[2] or law[3] else y
+    powers = (None, y, square, square * y if law[3] else None)
+    return tuple(None if power is None or not c else power * c for power, c in zip(powers, law, strict=True))
+
+
+def _derivatives(y: Tensor, law: tuple[float, ...]) -> tuple[Tensor | float, ...]:
+    """Return n c_n y^(n-1) for n = 0..3."""
+    return (0.0, law[1], y * (2.0 * law[2]) if law[2] else 0.0, y * y * (3.0 * law[3]) if law[3] else 0.0)
+
+
+class _Array:
+    """The cells of one product as columns of the layout: currents in powers of the decay, and their slopes."""
+
+    def __init__(self, y: Tensor, product: ProductTables, *, backward: bool) -> None:
+        self.product = product
+        self.terms = _terms(y, product.coefficients)
+        if backward:
+            same = product.slopes == product.coefficients
+            self.slope_terms = self.terms if same else _terms(y, product.slopes)
+            self.derivatives = _derivatives(y, product.slopes)
+
+
 class _Block:
     """One sub-tile seen by the queries ``rows`` that read it: both products and their transposes."""
 
-    def __init__(self, index: int, q: Tensor, k: Tensor, v: Tensor, tables: AttentionTables, group: int) -> None:
-        slots = tables.layout.slots
-        self.start, self.stop = tables.layout.spans[index]
-        columns = slice(index * slots, (index + 1) * slots)
+    def __init__(self, index: int, q: Tensor, k: _Array, v: _Array, layout: SlotLayout, group: int) -> None:
+        self.start, self.stop = layout.spans[index]
+        self.columns = slice(index * layout.slots, (index + 1) * layout.slots)
         batch, kv_heads, grouped, self.head_dim = q.shape
         queries = grouped // group
         rows = q.view(batch, kv_heads, group, queries, self.head_dim)[:, :, :, self.start : self.stop]
         self.shape = (batch, kv_heads, group, self.stop - self.start)
         self.q = rows.reshape(batch, kv_heads, -1, self.head_dim)
-        self.k, self.v = k[:, :, columns], v[:, :, columns]
-        self.first, self.second = tables.first, tables.second
-        self.columns = columns
+        self.k, self.v = k, v
 
     def table(self, product: ProductTables, n: int) -> Tensor:
         """Return d^n for the rows of this block, shaped to multiply (batch, kv_heads, group, rows, columns)."""
         return product.powers[n][:, None, None, self.start : self.stop, self.columns]
 
+    def cells(self, values: Tensor) -> Tensor:
+        """Return the cells of this block out of (batch, kv_heads, columns, head_dim)."""
+        return values[:, :, self.columns]
+
     def scores(self) -> Tensor:
         """Return the first product over the saturation, S / s_qk."""
-        product, total = self.first, None
-        for n, c in enumerate(product.coefficients):
-            if c == 0.0:
-                continue
-            term = self.q.sum(-1, keepdim=True) * c if n == 0 else self.q @ (self.k**n * c).mT
-            term = term.view(*self.shape, -1) * self.table(product, n)
-            total = term if total is None else total.add_(term)
-        assert total is not None
+        product = self.k.product
+        total = self.q.new_zeros(())
+        for n, (c, term) in enumerate(zip(product.coefficients, self.k.terms, strict=True)):
+            if c:
+                part = self.q.sum(-1, keepdim=True) * c if term is None else self.q @ self.cells(term).mT
+                total = total + part.view(*self.shape, -1) * self.table(product, n)
         return total
 
     def charge(self, phi: Tensor) -> Tensor:
         """Return the second product over the saturation, A_r / s_av, of this block's columns."""
-        product, total = self.second, None
-        for n, c in enumerate(product.coefficients):
-            if c == 0.0:
-                continue
-            pulses = (phi * self.table(product, n)).flatten(2, 3)
-            term = pulses.sum(-1, keepdim=True) * c if n == 0 else pulses @ (self.v**n * c)
-            total = term if total is None else total + term
-        assert total is not None
+        product = self.v.product
+        total = phi.new_zeros(())
+        for n, (c, term) in enumerate(zip(product.coefficients, self.v.terms, strict=True)):
+            if c:
+                pulses = (phi * self.table(product, n)).flatten(2, 3)
+                total = total + (pulses.sum(-1, keepdim=True) * c if term is None else pulses @ self.cells(term))
         return total.view(*self.shape, self.head_dim)
 
     def backward(self, grad_charge: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return gradients of this block's queries (group unfolded), keys and values, given that of the charge."""
         phi = scores.clamp(0.0, 1.0)
         grad = grad_charge.flatten(2, 3)
-        grad_phi, grad_v = torch.zeros_like(phi), torch.zeros_like(self.v)
-        for n, c in enumerate(self.second.slopes):
-            table = self.table(self.second, n)
-            weight = grad.sum(-1, keepdim=True) * c if n == 0 else grad @ (self.v**n * c).mT
-            grad_phi += (
-                weight.view_as(phi.expand(*self.shape, -1)) * table if n else weight.view(*self.shape, 1) * table
-            )
-            if n and c:
-                grad_v += ((phi * table).flatten(2, 3).mT @ grad) * (n * c * self.v ** (n - 1))
+        product = self.v.product
+        grad_phi = torch.zeros_like(phi)
+        grad_v: Tensor | float = 0.0
+        for n, (c, term) in enumerate(zip(product.slopes, self.v.slope_terms, strict=True)):
+            if c:
+                table = self.table(product, n)
+                weight = grad.sum(-1, keepdim=True) * c if term is None else grad @ self.cells(term).mT
+                grad_phi.addcmul_(weight.view(*self.shape, -1), table)
+                if n:
+                    grad_v = grad_v + ((phi * table).flatten(2, 3).mT @ grad) * self._derivative(self.v, n)
         grad_score = torch.ops.aten.hardtanh_backward(grad_phi, scores, 0.0, 1.0)
-        grad_q, grad_k = torch.zeros_like(self.q), torch.zeros_like(self.k)
-        for n, c in enumerate(self.first.slopes):
-            scaled = (grad_score * self.table(self.first, n)).flatten(2, 3)
-            grad_q += scaled.sum(-1, keepdim=True) * c if n == 0 else scaled @ (self.k**n * c)
-            if n and c:
-                grad_k += (scaled.mT @ self.q) * (n * c * self.k ** (n - 1))
+        product = self.k.product
+        grad_q, grad_k = torch.zeros_like(self.q), 0.0
+        for n, (c, term) in enumerate(zip(product.slopes, self.k.slope_terms, strict=True)):
+            if c:
+                scaled = (grad_score * self.table(product, n)).flatten(2, 3)
+                grad_q += scaled.sum(-1, keepdim=True) * c if term is None else scaled @ self.cells(term)
+                if n:
+                    grad_k = grad_k + (scaled.mT @ self.q) * self._derivative(self.k, n)
         return grad_q.view(*self.shape, self.head_dim), grad_k, grad_v
+
+    def _derivative(self, array: _Array, n: int) -> Tensor | float:
+        value = array.derivatives[n]
+        return self.cells(value) if isinstance(value, Tensor) else value
 
 
 class _SubTiles(torch.autograd.Function):
@@ -230,8 +258,9 @@ class _SubTiles(torch.autograd.Function):
         ctx.tables, ctx.group = tables, group  # type: ignore[attr-defined]
         batch, kv_heads, grouped, head_dim = q.shape
         out = q.new_zeros(batch, kv_heads, group, grouped // group, head_dim)
+        arrays = _Array(k, tables.first, backward=False), _Array(v, tables.second, backward=False)
         for blocks in _physical_tiles(tables.layout):
-            charge, start, stop = _tile_charge(blocks, q, k, v, tables, group)[:3]
+            charge, start, stop = _tile_charge(blocks, q, *arrays, tables.layout, group)[:3]
             charge.clamp_(-1.0, 1.0)
             if tables.step is not None:
                 charge.div_(tables.step).round_().mul_(tables.step)
@@ -245,8 +274,9 @@ class _SubTiles(torch.autograd.Function):
         grad_out = grads[0]
         grad_q = torch.zeros_like(grad_out, memory_format=torch.contiguous_format)
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+        arrays = _Array(k, tables.first, backward=True), _Array(v, tables.second, backward=True)
         for blocks in _physical_tiles(tables.layout):
-            charge, start, stop, parts = _tile_charge(blocks, q, k, v, tables, group)
+            charge, start, stop, parts = _tile_charge(blocks, q, *arrays, tables.layout, group)
             grad = torch.ops.aten.hardtanh_backward(grad_out[:, :, :, start:stop].contiguous(), charge, -1.0, 1.0)
             for block, scores in parts:
                 rows = grad[:, :, :, block.start - start : block.stop - start]
@@ -267,16 +297,16 @@ def _physical_tiles(layout: SlotLayout) -> list[list[int]]:
 
 
 def _tile_charge(
-    blocks: list[int], q: Tensor, k: Tensor, v: Tensor, tables: AttentionTables, group: int
+    blocks: list[int], q: Tensor, k: _Array, v: _Array, layout: SlotLayout, group: int
 ) -> tuple[Tensor, int, int, list[tuple[_Block, Tensor]]]:
     """Return one physical sub-tile's charge over all laps, the queries it spans, and its blocks with their scores."""
-    spans = [tables.layout.spans[index] for index in blocks]
+    spans = [layout.spans[index] for index in blocks]
     start, stop = min(s for s, _ in spans), max(e for _, e in spans)
     batch, kv_heads, _, head_dim = q.shape
     charge = q.new_zeros(batch, kv_heads, group, stop - start, head_dim)
     parts = []
     for index in blocks:
-        block = _Block(index, q, k, v, tables, group)
+        block = _Block(index, q, k, v, layout, group)
         scores = block.scores()
         charge[:, :, :, block.start - start : block.stop - start] += block.charge(scores.clamp(0.0, 1.0))
         parts.append((block, scores))
