@@ -19,7 +19,7 @@ from fllm.model.adapters import get_adapter, set_adapter
 from hwsim import EventCounts, count_events
 from hwsim.randomness import generator
 
-NOTE_STRIDE = 4
+NOTE_STRIDE = 16
 """One in so many tokens of a note gets a loss in each step."""
 
 
@@ -93,6 +93,7 @@ class Hospital:
     ) -> None:
         self.partition, self.prompts, self.model = partition, prompts, model
         self.answers, self.pad_id, self.training = answers, pad_id, training
+        self.lengths = [len(prompt.tokens) for prompt in prompts]
 
     def train(self, adapter: Mapping[str, Tensor], server_round: int) -> Update:
         """Train one round from the given adapter; a function of (adapter, seed, round, partition) alone."""
@@ -119,8 +120,12 @@ class Hospital:
         return Update(get_adapter(model), math.fsum(losses) / len(losses), len(self.prompts), counts)
 
     def _order(self, server_round: int) -> list[int]:
-        """Return the case of each place in the round's batches: whole shuffled passes, continued over the rounds."""
-        need = self.training.steps * self.training.batch_size
+        """Return the case of each place in the round's batches: whole shuffled passes, continued over the rounds.
+
+        Cases of like length share a batch, as they would otherwise be padded to the longest of it; batches keep a
+        random order.
+        """
+        need, batch = self.training.steps * self.training.batch_size, self.training.batch_size
         size = len(self.prompts)
         first = (server_round - 1) * need
         order: list[int] = []
@@ -128,12 +133,15 @@ class Hospital:
             shuffle = generator(self.training.seed, "cases", self.partition, lap)
             order += torch.randperm(size, generator=shuffle).tolist()
         skip = first - first // size * size
-        return order[skip : skip + need]
+        drawn = sorted(order[skip : skip + need], key=lambda case: self.lengths[case])
+        shuffle = generator(self.training.seed, "batches", self.partition, server_round)
+        places = torch.randperm(self.training.steps, generator=shuffle).tolist()
+        return [case for place in places for case in drawn[place * batch : (place + 1) * batch]]
 
     def _losses(self, batch: Sequence[Prompt], step: int) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of the answers' tokens and of every fourth token of the notes.
+        """Return the mean loss of the answers' tokens and of one in ``NOTE_STRIDE`` tokens of the notes.
 
-        The LM head only runs where a loss is taken; which fourth it is moves on with the step.
+        The LM head only runs where a loss is taken; which ones they are moves on with the step.
         """
         rows = [(*prompt.tokens, *self.answers[prompt.diagnosis]) for prompt in batch]
         tokens, real = padded(rows, self.pad_id)

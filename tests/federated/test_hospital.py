@@ -111,13 +111,28 @@ def test_every_case_is_seen_before_any_repeats(
     seen = Seen(Prompt(prompt.tokens[:8], prompt.diagnosis, True) for prompt in template.prompts[:cases])
     training = LocalTraining(steps, batch, 1e-3, 0.1, rounds, seed=3)
     hospital = Hospital(1, seen, prepared.model, template.answers, template.pad_id, training)
+    seen.order.clear()
     for number in range(1, rounds + 1):
         hospital.train(start, number)
-    assert len(seen.order) == rounds * steps * batch
-    laps = [seen.order[i : i + cases] for i in range(0, len(seen.order), cases)]
-    for lap in laps:
-        assert len(set(lap)) == len(lap)
-    assert len({tuple(lap) for lap in laps if len(lap) == cases}) > 1 or len(laps) < 2  # shuffled anew
+        assert len(seen.order) == number * steps * batch
+        times = [seen.order.count(case) for case in range(cases)]
+        assert max(times) - min(times) <= 1
+    first, second = seen.order[: steps * batch], seen.order[steps * batch : 2 * steps * batch]
+    assert first != second  # shuffled anew
+
+
+def test_cases_of_like_length_share_a_batch(prepared: Prepared, start: Adapter) -> None:
+    template = prepared.hospitals[0]
+    tokens = template.prompts[0].tokens
+    seen = Seen(Prompt(tokens[: 6 + i], 0, True) for i in range(12))
+    hospital = Hospital(
+        0, seen, prepared.model, template.answers, template.pad_id, LocalTraining(4, 3, 1e-3, 0.0, 1, seed=5)
+    )
+    seen.order.clear()
+    hospital.train(start, 1)
+    batches = [seen.order[i : i + 3] for i in range(0, 12, 3)]
+    assert all(max(batch) - min(batch) == 2 for batch in batches)
+    assert batches != sorted(batches)
 
 
 def test_learning_rate_warms_up_in_each_round_and_falls_to_a_tenth() -> None:
