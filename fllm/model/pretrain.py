@@ -2,8 +2,9 @@
 
 The corpus is clinical-style text made up by the synthetic cohort, with the diagnosis withheld: each note ends in a
 diagnosis drawn uniformly at random, so the model learns what notes look like and what an answer looks like, and knows
-nothing about which belongs to which. Batches alternate between the device and the ideal device, so that the model
-works on both.
+nothing about which belongs to which. So that it sums up the note where the answer will stand, a linear head, thrown
+away afterwards, reads the note's latent semantic vector off the hidden state there; no label enters it. Batches
+alternate between the device and the ideal device, so that the model works on both.
 
 Source of the recipe: ma2024 for two-stage learning rate and weight decay of ternary models, at our size.
 """
@@ -35,7 +36,6 @@ from hwsim.randomness import generator, seed_of
 
 END = "<|end|>"
 PAD = "<|pad|>"
-TOPIC = "<|topic {}|>"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class BaseRecipe:
         device: Device file or name of the device in the loop.
         token_period_s: [s] time between two tokens in the loop.
         key_gain: [V] initial gain of the key and value range scalers.
+        summary_size: Dimensions of the latent semantic vector.
+        summary_weight: Weight of its loss beside that of the next token.
     """
 
     seed: int = 0
@@ -73,9 +75,8 @@ class BaseRecipe:
     token_period_s: float = 1e-5
     key_gain: float = 0.25
     output_gain: float = 1.0
-    topics: int = 64
-    random_answers: float = 0.15
-    ending_weight: float = 0.3
+    summary_size: int = 64
+    summary_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Progress:
     step: int
     steps: int
     loss: float
+    summary_loss: float
 
 
 def build_base(
@@ -100,11 +102,12 @@ def build_base(
     Returns:
         Validation loss [nat per token] on the device and on the ideal device.
     """
-    texts = corpus(recipe, recipe.notes, "train")
+    texts, summaries = corpus(recipe)
     tokenizer = train_tokenizer(texts, recipe)
+    encoded = [encode(tokenizer, text) for text in texts]
     model = new_model(recipe, len(tokenizer), tokenizer)
-    _train(model, [encode(tokenizer, text) for text in texts], recipe, report)
-    held_out = [encode(tokenizer, text) for text in corpus(recipe, max(recipe.notes // 10, 8), "validation")]
+    _train(model, encoded[: recipe.notes], summaries, recipe, report)
+    held_out = encoded[recipe.notes :]
     write_packed(model, folder)
     losses = {}
     for name in (recipe.device, "ideal"):
@@ -125,49 +128,43 @@ def build_base(
     return losses
 
 
-def corpus(recipe: BaseRecipe, notes: int, part: str) -> list[str]:
-    """Make up notes without their diagnosis.
+def corpus(recipe: BaseRecipe) -> tuple[list[str], Tensor]:
+    """Make up notes without their diagnosis, those for validation last, and the summary of each.
 
     Half of the notes hold the sections of the default run, a quarter all sections in the order of the prompt, the
-    others a random selection in random order, so that each section is predicted from the others.
-    At the place of the answer stands the note's topic (so the model learns to sum up there what the note says), or,
-    in a share of ``random_answers`` notes, a diagnosis drawn uniformly at random (so it knows the words and no more).
+    others a random selection in random order, so that each section is predicted from the others. At the place of the
+    answer stands a diagnosis drawn uniformly at random, so the model knows the words and no more.
     """
-    cohort = load_synthetic(notes, n_hospitals=recipe.hospitals, seed=seed_of(recipe.seed, "base corpus", part) % 2**31)
-    draw = np.random.default_rng(seed_of(recipe.seed, "base endings", part))
+    notes = recipe.notes + max(recipe.notes // 10, 8)
+    cohort = load_synthetic(notes, n_hospitals=recipe.hospitals, seed=seed_of(recipe.seed, "base corpus") % 2**31)
+    draw = np.random.default_rng(seed_of(recipe.seed, "base endings"))
     cases = [cohort.cases[i] for i in draw.permutation(len(cohort.cases))]
-    found = topics([build_note(case, DEFAULT_FIELDS) for case in cases], recipe)
     texts = []
-    for case, topic in zip(cases, found, strict=True):
+    for case in cases:
         kind = draw.random()
         fields: Sequence[str] = FIELDS if kind < 0.25 else DEFAULT_FIELDS
         if kind >= 0.75:
             fields = [FIELDS[j] for j in draw.permutation(len(FIELDS))[: int(draw.integers(2, len(FIELDS) + 1))]]
-        withheld = draw.random() < recipe.random_answers
-        ending = answer(DIAGNOSES[draw.integers(len(DIAGNOSES))]) if withheld else TOPIC.format(topic)
-        texts.append(build_note(case, fields) + ending)
-    return texts
+        texts.append(build_note(case, fields) + answer(DIAGNOSES[draw.integers(len(DIAGNOSES))]))
+    return texts, latent_semantics([build_note(case, DEFAULT_FIELDS) for case in cases], recipe)
 
 
-def topics(notes: Sequence[str], recipe: BaseRecipe) -> list[int]:
-    """Cluster notes by their words alone: TF-IDF, latent semantic analysis, k-means. No label is used.
+def latent_semantics(notes: Sequence[str], recipe: BaseRecipe) -> Tensor:
+    """Return (notes, summary_size) vectors of the notes' words and word pairs, each dimension of unit variance.
 
-    Source: Caron et al., Deep clustering for unsupervised learning of visual features, ECCV 2018, for clusters as a
-    training target.
+    Source: Deerwester et al., Indexing by latent semantic analysis, JASIS 41, 391 (1990).
     """
-    from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import Normalizer
+    from sklearn.preprocessing import StandardScaler
 
-    seed = seed_of(recipe.seed, "topics") % 2**31
-    features = make_pipeline(
+    made = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_df=0.5),
-        TruncatedSVD(recipe.topics, random_state=seed),
-        Normalizer(),
+        TruncatedSVD(recipe.summary_size, random_state=seed_of(recipe.seed, "summaries") % 2**31),
+        StandardScaler(),
     ).fit_transform(notes)
-    return KMeans(recipe.topics, n_init=3, random_state=seed).fit_predict(features).tolist()
+    return torch.from_numpy(made).float()
 
 
 def train_tokenizer(texts: Sequence[str], recipe: BaseRecipe) -> PreTrainedTokenizerFast:
@@ -177,7 +174,7 @@ def train_tokenizer(texts: Sequence[str], recipe: BaseRecipe) -> PreTrainedToken
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocabulary,
-        special_tokens=[PAD, END, *(TOPIC.format(topic) for topic in range(recipe.topics))],
+        special_tokens=[PAD, END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -220,10 +217,18 @@ def new_model(recipe: BaseRecipe, vocabulary: int, tokenizer: PreTrainedTokenize
 
 
 def _train(
-    model: BitNetForCausalLM, notes: list[list[int]], recipe: BaseRecipe, report: Callable[[Progress], None]
+    model: BitNetForCausalLM,
+    notes: list[list[int]],
+    summaries: Tensor,
+    recipe: BaseRecipe,
+    report: Callable[[Progress], None],
 ) -> None:
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    reader = nn.Linear(recipe.hidden_size, recipe.summary_size)
+    nn.init.zeros_(reader.weight)
+    nn.init.zeros_(reader.bias)
+    weights = [*model.parameters(), *reader.parameters()]
+    matrices = [p for p in weights if p.dim() > 1]
+    vectors = [p for p in weights if p.dim() <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
@@ -237,13 +242,14 @@ def _train(
             group["lr"] = rate
         optimiser.param_groups[0]["weight_decay"] = decay
         emulate(model, devices[step % 2], token_period=recipe.token_period_s)
-        losses, is_ending = _loss(model, batch)
-        loss = losses.mean() + recipe.ending_weight * losses[is_ending].mean()
+        losses, behind_note = _forward(model, [notes[i] for i in batch])
+        summary_loss = nn.functional.mse_loss(reader(behind_note), summaries[batch])
+        loss = losses.mean() + recipe.summary_weight * summary_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
-        report(Progress(step + 1, recipe.steps, losses.mean().item()))
+        report(Progress(step + 1, recipe.steps, losses.mean().item(), summary_loss.item()))
     model.eval()
 
 
@@ -257,8 +263,8 @@ def _schedule(step: int, recipe: BaseRecipe) -> tuple[float, float]:
     return recipe.learning_rate * warm * recipe.stage_two_rate * left, 0.0
 
 
-def _batches(notes: list[list[int]], recipe: BaseRecipe) -> Iterator[list[list[int]]]:
-    """Yield ``steps`` padded batches; notes of like length go together, to pad little."""
+def _batches(notes: list[list[int]], recipe: BaseRecipe) -> Iterator[list[int]]:
+    """Yield ``steps`` batches as indices of notes; notes of like length go together, to pad little."""
     pool = 8 * recipe.batch_notes
     made, epoch = 0, 0
     while True:
@@ -270,28 +276,30 @@ def _batches(notes: list[list[int]], recipe: BaseRecipe) -> Iterator[list[list[i
                 if made == recipe.steps:
                     return
                 made += 1
-                yield [notes[i] for i in chunk[part * recipe.batch_notes : (part + 1) * recipe.batch_notes]]
+                yield chunk[part * recipe.batch_notes : (part + 1) * recipe.batch_notes]
         if len(order) < pool:
             raise ValueError(f"{len(order)} notes are fewer than one pool of {pool}")
         epoch += 1
 
 
-def _loss(model: BitNetForCausalLM, batch: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Return the loss of each next token, padding left out, and whether it is the one behind the note; both flat."""
+def _forward(model: BitNetForCausalLM, batch: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return the loss of each next token, flat, padding left out, and the hidden states behind the notes."""
     tokens, real = padded(batch, model.config.pad_token_id)
-    hidden = model.model(input_ids=tokens, attention_mask=real, use_cache=False).last_hidden_state[:, :-1]
+    hidden = model.model(input_ids=tokens, attention_mask=real, use_cache=False).last_hidden_state
     wanted = real[:, 1:].bool()
-    # A text ends in one answer token (topics and diagnoses are one each) and the end token
-    is_ending = torch.arange(1, tokens.shape[1]) == torch.tensor([len(text) - 2 for text in batch])[:, None]
-    losses = nn.functional.cross_entropy(model.lm_head(hidden[wanted]), tokens[:, 1:][wanted], reduction="none")
-    return losses, is_ending[wanted]
+    losses = nn.functional.cross_entropy(
+        model.lm_head(hidden[:, :-1][wanted]), tokens[:, 1:][wanted], reduction="none"
+    )  # fmt: skip
+    # A text ends in one token of answer and the end token
+    last_of_note = torch.tensor([len(text) - 3 for text in batch])
+    return losses, hidden[torch.arange(len(batch)), last_of_note]
 
 
 @torch.no_grad()
 def mean_loss(model: BitNetForCausalLM, notes: list[list[int]], batch: int = 32) -> float:
     """Return the mean loss [nat per token] of held-out texts."""
     ordered = sorted(notes, key=len)
-    losses = [_loss(model, ordered[i : i + batch])[0] for i in range(0, len(ordered), batch)]
+    losses = [_forward(model, ordered[i : i + batch])[0] for i in range(0, len(ordered), batch)]
     value = torch.cat(losses).double().mean().item()
     if not math.isfinite(value):
         raise ValueError("the validation loss is not finite")
