@@ -45,6 +45,8 @@ def event_costs(device: DeviceModel) -> dict[str, EventCost]:
         "attention.phi_conversion": EventCost("converters", cost.phi_conversion, 0.0, "cost.phi_conversion"),
         "attention.av_conversion": EventCost("converters", cost.av_conversion, 0.0, "cost.av_conversion"),
         "attention.write_conversion": EventCost("writes", cost.write_conversion, 0.0, "cost.write_conversion"),
+        "attention.refresh_conversion": EventCost("writes", cost.refresh_conversion, 0.0, "cost.refresh_conversion"),
+        "attention.softmax": EventCost("digital control", cost.softmax, 0.0, "cost.softmax"),
         "attention.subtile_pass": EventCost("digital control", cost.digital_control, 0.0, "cost.digital_control"),
         "attention.layer_pass": EventCost(None, 0.0, interval + cost.time_counter, "cost.time_qk"),
         "attention.tile_add": EventCost(None, 0.0, cost.time_add, "cost.time_add"),

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from device_models.consistency import check_together, taken_along
 from device_models.errors import InputError, nearest
 from device_models.provenance import USER, Provenance, is_leaf, read_provenance, written
 from device_models.quantities import parse_quantity
-from device_models.schema import COEFFICIENT_UNITS, DeviceModel
+from device_models.schema import COEFFICIENT_UNITS, DeviceModel, Quantity
 from device_models.strict_yaml import parse_yaml
 
 _SCHEMA_VERSION = 1
@@ -64,11 +65,15 @@ def load_device(name_or_path: str | Path, overrides: Mapping[str, object] | None
     for key in tree:
         if key not in _SECTIONS | _HEADER:
             raise InputError("unknown key", where=f"{path}: {key}", remedy=nearest(str(key), _SECTIONS))
-    for key, value in (overrides or {}).items():
+    overrides = overrides or {}
+    for key, value in overrides.items():
+        for gone in taken_along(key, value):
+            _drop(tree, gone)
+    for key, value in overrides.items():
         _override(tree, key, value, where=str(path))
     values, provenance = _split(tree, str(path))
     device = _validate({"name": path.stem, "title": str(tree.get("title", path.stem)), **values}, str(path))
-    _check_together(device, str(path))
+    check_together(device, str(path))
     return replace(device, provenance=provenance, file_sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -129,19 +134,24 @@ def _coefficients(value: object, where: str) -> tuple[float, ...]:
         raise InputError(str(error), where=where, received=value) from None
 
 
+def _drop(tree: dict[str, Any], dotted: str) -> None:
+    section, _, key = dotted.partition(".")
+    if isinstance(tree.get(section), dict):
+        tree[section].pop(key, None)
+
+
 def _override(tree: dict[str, Any], dotted: str, value: object, *, where: str) -> None:
     section, _, key = dotted.partition(".")
-    known = {f"{s}.{k}" for s, k, _ in _leaves(tree)} | _optional_keys()
+    known = {f"{s}.{k}" for s, k, _ in _leaves(tree)} | set(key_units())
     if dotted not in known:
-        raise InputError("unknown device key", where=f"{where}: {dotted}", remedy=nearest(dotted, known))
+        namesakes = sorted(path for path in known if path.endswith(f".{dotted}"))
+        remedy = f"did you mean {' or '.join(namesakes)}?" if namesakes else nearest(dotted, known)
+        raise InputError("unknown device key", where=f"{where}: {dotted}", remedy=remedy)
     keys = tree.setdefault(section, {})
     if not isinstance(keys, dict):
         return  # _split tells the user that this is no section
     leaf = keys.get(key)
     old = leaf["value"] if isinstance(leaf, dict) and is_leaf(leaf) else leaf
-    if dotted == "retention.kind" and value == "none":  # "no decay" is one wish: its constants go with it
-        keys.pop("tau", None)
-        keys.pop("v_inf", None)
     keys[key] = {
         "value": value,
         "source": USER,
@@ -153,14 +163,31 @@ def _override(tree: dict[str, Any], dotted: str, value: object, *, where: str) -
 
 @cache
 def _sections() -> dict[str, type]:
-    from typing import get_type_hints
-
     hints = get_type_hints(DeviceModel)
     return {name: hints[name] for name in _SECTIONS}
 
 
-def _optional_keys() -> set[str]:
-    return {f"{name}.{f.name}" for name, section in _sections().items() for f in fields(section)}
+@cache
+def key_units() -> Mapping[str, str | None]:
+    """Return every key of a device file, in the schema's order, with the SI unit of its value.
+
+    None for words, switches, whole numbers and factors, and for the cell polynomial, whose units differ.
+    """
+    units: dict[str, str | None] = {}
+    for name in (f.name for f in fields(DeviceModel) if f.name in _SECTIONS):
+        section = _sections()[name]
+        hints = get_type_hints(section, include_extras=True)
+        units |= {f"{name}.{f.name}": _unit(hints[f.name]) for f in fields(section)}
+    return units
+
+
+def _unit(hint: Any) -> str | None:
+    """Find the quantity of an annotation such as ``Annotated[float, Quantity("s")] | None``."""
+    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
+        unit = part.unit if isinstance(part, Quantity) else _unit(part)
+        if unit is not None:
+            return unit
+    return None
 
 
 @cache
@@ -194,41 +221,3 @@ def _first_problem(error: Any, where: str) -> InputError:
             "missing", where=place, expected="a value with its source", remedy="see configs/ for an example"
         )
     return InputError(problem["msg"].removeprefix("Value error, "), where=place, received=problem["input"])
-
-
-def _check_together(device: DeviceModel, where: str) -> None:
-    """Check what single keys cannot know of each other."""
-    storage, retention, cell = device.storage, device.retention, device.cell
-    if not storage.v_min < storage.v_max or not storage.v_min <= storage.v_zero <= storage.v_max:
-        raise InputError(
-            "voltages out of order", where=f"{where}: storage", expected="v_min <= v_zero <= v_max, v_min < v_max"
-        )
-    if device.decays and (retention.tau is None or retention.v_inf is None):
-        raise InputError(
-            "tau or v_inf is missing", where=f"{where}: retention", expected=f"both for kind {retention.kind}"
-        )
-    if not device.decays and (retention.tau is not None or retention.v_inf is not None):
-        raise InputError(
-            "tau or v_inf would do nothing", where=f"{where}: retention", expected="neither with kind none",
-            remedy="set retention.kind to exponential or drop them",
-        )  # fmt: skip
-    if len(cell.coefficients) != (1 if cell.law == "linear" else 4):
-        raise InputError(
-            "coefficients do not fit the law", where=f"{where}: cell", expected="one for linear, four for cubic",
-            received=f"{cell.law} with {len(cell.coefficients)}",
-        )  # fmt: skip
-    if (cell.backward == "linear") != (cell.surrogate_slope is not None):
-        raise InputError(
-            "surrogate_slope belongs to backward: linear", where=f"{where}: cell", expected="both or neither"
-        )
-    if (device.readout.bits is None) != (device.readout.codes == "ideal"):
-        raise InputError(
-            "bits and codes disagree", where=f"{where}: readout", expected="bits: null exactly with codes: ideal",
-            received=f"bits {device.readout.bits}, codes {device.readout.codes}",
-        )  # fmt: skip
-    if device.readout.bits == 1 and device.readout.codes == "counter":
-        raise InputError(
-            "a signed counter needs a magnitude bit", where=f"{where}: readout.bits", expected="2 to 12", received=1
-        )
-    if device.parity.bfloat16_decay and retention.v_inf != storage.v_zero:
-        raise InputError("bfloat16_decay has no meaning", where=f"{where}: parity", expected="decay towards v_zero")
