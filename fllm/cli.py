@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from device_models import InputError, format_quantity
+from fllm.device_cli import device_app
 from fllm.observer import Observer
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
@@ -31,7 +32,6 @@ app = typer.Typer(
 )
 base_app = typer.Typer(help="The tiny base model.", no_args_is_help=True)
 data_app = typer.Typer(help="Clinical cohorts.", no_args_is_help=True)
-device_app = typer.Typer(help="Device files.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
 app.add_typer(data_app, name="data")
 app.add_typer(device_app, name="device")
@@ -231,21 +231,6 @@ def data_synthesize(
     Console().print(f"{cases} fabricated cases of {hospitals} hospitals in {folder}", soft_wrap=True, highlight=False)
 
 
-@device_app.command("check")
-def device_check(files: Annotated[list[str], typer.Argument(help="Device files, or names of shipped ones.")]) -> None:
-    """Say whether device files are valid."""
-    from device_models import load_device
-
-    for file in files:
-        device = load_device(file)
-        assumed = sum(found.kind == "assumed" for found in device.provenance.values())
-        Console().print(
-            f"{file}: valid; {len(device.provenance)} values, {assumed} of them assumed",
-            soft_wrap=True,
-            highlight=False,
-        )
-
-
 class _Terminal(Observer):
     """Progress and table of a run."""
 
@@ -308,6 +293,7 @@ def _quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message="The PEFT config's")
+        warnings.filterwarnings("ignore", message=".*no effect of")  # the summary says it
         yield
 
 
@@ -333,6 +319,7 @@ def _print_summary(console: Console, result: Mapping[str, Any], folder: Path) ->
             for part, energy in final["energy_per_token_parts_j"].items()
         ]
         lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
+    lines += [f"warning   {warning}" for warning in result.get("warnings", ())]
     memory = final["peak_memory_bytes"]
     lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))
     lines.append(f"report    {folder / 'report.html'}")
