@@ -28,6 +28,8 @@ EVENTS = {
     "attention.phi_conversion": "scores turned into pulses",
     "attention.av_conversion": "outputs of sub-tiles read out",
     "attention.write_conversion": "values converted and written to cells",
+    "attention.refresh_conversion": "values read, rounded and written back",
+    "attention.softmax": "scores normalised in digital",
     "attention.subtile_pass": "sub-tiles with tokens, per head and token",
     "attention.layer_pass": "tokens through an attention layer (time)",
     "attention.tile_add": "additions of sub-tile results one after another (time)",
@@ -108,7 +110,10 @@ def record_tokens(valid: Tensor) -> None:
         counts._valid = valid
 
 
-def record_attention(layer: int, layout: SlotLayout, heads: int, kv_heads: int, head_dim: int, batch: int) -> None:
+def record_attention(
+    layer: int, layout: SlotLayout, heads: int, kv_heads: int, head_dim: int, batch: int, *,
+    refreshes: Tensor | None = None, softmax: bool = False,
+) -> None:  # fmt: skip
     """Add the events of one attention layer in one forward pass.
 
     Args:
@@ -118,6 +123,8 @@ def record_attention(layer: int, layout: SlotLayout, heads: int, kv_heads: int, 
         kv_heads: Heads whose keys and values are stored.
         head_dim: Size of one head.
         batch: Sequences of the forward pass.
+        refreshes: (ages,) how often a slot is refreshed on its way to each age, from the age before.
+        softmax: Whether scores are normalised in digital; positive and negative queries are then read apart.
     """
     counts = active_counts()
     if counts is None:
@@ -130,12 +137,12 @@ def record_attention(layer: int, layout: SlotLayout, heads: int, kv_heads: int, 
     pairs = int((layout.read.sum(-1) * real).sum())
     held = (own + 1).clamp(max=layout.window)
     tiles = int(((-(-held // layout.slots)) * real).sum())
-    rows = -(-head_dim // layout.rows)
+    rows, passes = -(-head_dim // layout.rows), 2 if softmax else 1
     counts.events.update(
         {
-            "attention.qk_mac": pairs * heads * head_dim,
+            "attention.qk_mac": passes * pairs * heads * head_dim,
             "attention.av_mac": pairs * heads * head_dim,
-            "attention.phi_conversion": pairs * heads,
+            "attention.phi_conversion": passes * pairs * heads,
             "attention.av_conversion": tiles * heads * head_dim,
             "attention.write_conversion": tokens * 2 * kv_heads * head_dim,
             "attention.subtile_pass": tiles * heads * rows,
@@ -144,6 +151,11 @@ def record_attention(layer: int, layout: SlotLayout, heads: int, kv_heads: int, 
             "attention.shared_array_pass": tokens * (heads // kv_heads - 1),
         }
     )
+    if softmax:
+        counts.events["attention.softmax"] += pairs * heads
+    if refreshes is not None:
+        refreshed = int((refreshes[layout.age] * layout.read * real[:, :, None]).sum())
+        counts.events["attention.refresh_conversion"] += refreshed * 2 * kv_heads * head_dim
     counts.subtiles[layer] = kv_heads * rows * -(-layout.window // layout.slots)
     if counts._first_layer is None:
         counts._first_layer = layer

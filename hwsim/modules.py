@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from device_models.schema import DeviceModel, LinearArray
 from hwsim.counting import record_linear
-from hwsim.functional.attention_tiled import AttentionTables, attend
+from hwsim.die import Die
+from hwsim.functional.attention_tiled import Watcher, attend
 from hwsim.functional.bitlinear import eight_bit_activation, ternary_codes, ternary_scale, ternary_weight
+from hwsim.functional.reads import Place
+from hwsim.functional.tables import AttentionTables
 
 
 class RangeScaler(nn.Module):
@@ -34,26 +37,54 @@ class RangeScaler(nn.Module):
 
 
 class GainCellAttention(nn.Module):
-    """Attention of one layer on gain-cell arrays: range scalers per head, device, token period.
+    """Attention of one layer on gain-cell arrays: range scalers per head, device, chip, token period.
 
     Args:
         heads: Query heads.
         kv_heads: Key and value heads.
         device: The device whose arrays compute.
         token_period_s: [s] time between two tokens; None only for a device that does not decay.
+
+    Attributes:
+        die: The chip, seen from this layer; None is the design without static deviations.
+        noise_seed: Key of what is random at writes and reads where no :func:`hwsim.noise_key` block says otherwise;
+            None switches it off.
+        full_scale: [1] (heads,) range of the readout in saturations, where the device does not fix it.
+        logit_gain: [1] (heads,) factor in front of a digital softmax, where the device has one.
+        watch: Is shown the charges on their way to the readout; for calibration.
     """
 
     def __init__(self, heads: int, kv_heads: int, device: DeviceModel, token_period_s: float | None) -> None:
         super().__init__()
-        self.device, self.token_period_s = device, token_period_s
+        self.heads = heads
         self.query = RangeScaler(heads)
         self.key = RangeScaler(kv_heads, offset=device.storage.v_zero)
         self.value = RangeScaler(kv_heads, offset=device.storage.v_zero)
         self.output = RangeScaler(heads)
+        self.full_scale: nn.Parameter | None = None
+        self.logit_gain: nn.Parameter | None = None
+        self.die: Die | None = None
+        self.noise_seed: int | None = None
+        self.watch: Watcher | None = None
+        self.token_period_s = token_period_s
+        self.put_on(device)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, tables: AttentionTables) -> Tensor:
+    def put_on(self, device: DeviceModel) -> None:
+        """Change the device; scalers stay, and those that only this device needs are added at 1."""
+        self.device = device
+        like = self.query.gain
+        if device.readout.range != "fixed" and self.full_scale is None:
+            self.full_scale = nn.Parameter(torch.ones_like(like), requires_grad=device.readout.range == "learned")
+        if device.activation.kind == "softmax" and self.logit_gain is None:
+            self.logit_gain = nn.Parameter(torch.ones_like(like))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, tables: AttentionTables, place: Place) -> Tensor:
         """Attend (batch, heads, queries, head_dim) to (batch, kv_heads, keys, head_dim)."""
-        out = attend(self.query(query), self.key(key), self.value(value), self.device, tables)
+        fixed = self.device.readout.range == "fixed"
+        out = attend(
+            self.query(query), self.key(key), self.value(value), self.device, tables, place,
+            full_scale=None if fixed else self.full_scale, logit_gain=self.logit_gain, watch=self.watch,
+        )  # fmt: skip
         return self.output(out)
 
 
@@ -105,5 +136,5 @@ class BitLinear(nn.Linear):
         x = eight_bit_activation(input)
         if self.weight_scale is None:
             return nn.functional.linear(x, ternary_weight(self.weight), self.bias)
-        out = nn.functional.linear(x, self.weight) * self.weight_scale.to(x.dtype)
+        out = nn.functional.linear(x, self.weight).mul_(self.weight_scale.to(x.dtype))
         return out if self.bias is None else out + self.bias

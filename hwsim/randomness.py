@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
+from torch import Tensor
 
 
 def seed_of(seed: int, *key: str | int) -> int:
@@ -18,3 +20,54 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
     made = torch.Generator()
     made.manual_seed(seed_of(seed, *key))
     return made
+
+
+def mixed(counter: Tensor) -> Tensor:
+    """Scramble 64-bit counters so that neighbours become unrelated; a bijection, int64 to int64.
+
+    Source: finaliser of SplitMix64 (steele2014), variant 13 of Stafford.
+    """
+    return _finalised(counter + _signed(0x9E3779B97F4A7C15))
+
+
+def _finalised(z: Tensor) -> Tensor:
+    """Scramble in place; the temporaries of a plain expression would cost more than its arithmetic."""
+    t = torch.bitwise_right_shift(z, 30).bitwise_and_((1 << 34) - 1)
+    z.bitwise_xor_(t).mul_(_signed(0xBF58476D1CE4E5B9))
+    torch.bitwise_right_shift(z, 27, out=t)
+    z.bitwise_xor_(t.bitwise_and_((1 << 37) - 1)).mul_(_signed(0x94D049BB133111EB))
+    torch.bitwise_right_shift(z, 31, out=t)
+    return z.bitwise_xor_(t.bitwise_and_((1 << 33) - 1))
+
+
+def keyed(key: Tensor, *indices: Tensor) -> Tensor:
+    """Return a 64-bit state for each combination of a key and indices; all broadcast against each other.
+
+    A function of the values alone, so any blocking and order of evaluation meets the same state.
+    """
+    state = mixed(key)
+    for index in indices:
+        state = _finalised(state + (mixed(index) + _signed(0x9E3779B97F4A7C15)))
+    return state
+
+
+def normal(state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return one standard normal for each 64-bit state.
+
+    ``sqrt(-2 ln u) cos(2 pi v)`` with u from the upper 23 bits and v from the next 24, both exact in float32, so
+    float32 and float64 agree to rounding. The largest deviate is 5.77.
+
+    Source: box1958.
+    """
+    u = _shift(state, 41).to(dtype).add_(0.5).mul_(2.0**-23)
+    v = _shift(state, 17).bitwise_and_(0xFFFFFF).to(dtype).mul_(2.0**-24 * 2.0 * math.pi)
+    return u.log_().mul_(-2.0).sqrt_().mul_(v.cos_())
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros; torch alone repeats the sign."""
+    return torch.bitwise_right_shift(z, bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64) if constant >= 1 << 63 else constant

@@ -3,6 +3,9 @@
 FLOAT64 = 1e-12
 """Relative: two orders of summation over at most 1000 x 80 terms in float64 (about 1e3 roundings of 1e-16)."""
 
+TWINS = 1e-9
+"""Of the largest value, float64: cells with a spread of time constants are interpolated to 1e-11 of full scale."""
+
 PRINTED_CURRENT_UA = 5e-3
 """[uA] cell currents are published with two to three decimals; this is the rounding of the coarsest."""
 

@@ -8,11 +8,32 @@ sub-tile ``b + tiles`` are then the same physical sub-tile one lap later, whose 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from device_models.schema import DeviceModel
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries ``start`` to ``stop`` at the columns ``first`` to ``last`` of a layout."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> slice:
+        """The queries."""
+        return slice(self.start, self.stop)
+
+    @property
+    def columns(self) -> slice:
+        """The columns."""
+        return slice(self.first, self.last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +51,9 @@ class SlotLayout:
         tiles: Physical sub-tiles along the tokens.
         spans: For each sub-tile of the layout, the half-open range of queries that read it; empty ranges are skipped.
         identity: Whether column c holds key c for every c.
+        slot_of_column: (columns,) physical slot of each column, one after another from ``first_slot``.
+        first_slot: Physical slot of the first column.
+        written: (b, columns) write index of the token in each column, -1 where there is none.
 
     ``b`` is 1 when all sequences of the batch share the geometry.
     """
@@ -44,6 +68,37 @@ class SlotLayout:
     tiles: int
     spans: tuple[tuple[int, int], ...]
     identity: bool
+    slot_of_column: Tensor
+    first_slot: int
+    written: Tensor
+
+    @property
+    def columns(self) -> int:
+        """Number of columns."""
+        return self.slot_of_column.numel()
+
+    @cached_property
+    def blocks(self) -> dict[int, list[Block]]:
+        """The blocks of each physical sub-tile, one for each lap of the ring that some query reads."""
+        found: dict[int, list[Block]] = {}
+        for index, (start, stop) in enumerate(self.spans):
+            if stop > start:
+                block = Block(start, stop, index * self.slots, (index + 1) * self.slots)
+                found.setdefault(index % self.tiles, []).append(block)
+        return found
+
+    @cached_property
+    def live(self) -> dict[int, Tensor | None]:
+        """Which queries (b, rows) read anything of each sub-tile, in the rows its blocks span; None where all do.
+
+        A sub-tile without tokens of a sequence is switched off: its readout adds neither offset nor noise.
+        """
+        found: dict[int, Tensor | None] = {}
+        for tile, blocks in self.blocks.items():
+            start, stop = min(b.start for b in blocks), max(b.stop for b in blocks)
+            any_read = torch.stack([self.read[:, start:stop, b.columns].any(-1) for b in blocks]).any(0)
+            found[tile] = None if bool(any_read.all()) else any_read
+        return found
 
 
 def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLayout:
@@ -96,6 +151,9 @@ def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLa
         tiles=tiles,
         spans=_spans(read, slots),
         identity=columns == keys and bool((key_of_column == order).all()),
+        slot_of_column=(first + order) % padded,
+        first_slot=first % padded,
+        written=written_by_column[:, 0].where(filled, -1),
     )
 
 

@@ -9,6 +9,9 @@ From it follow ring slot, decay, causality, window and padding, whatever cache t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -21,13 +24,36 @@ from transformers.pytorch_utils import Conv1D
 from device_models import DeviceModel, InputError
 from hwsim.costing import price
 from hwsim.counting import count_events, record_attention, record_tokens
-from hwsim.functional.attention_tiled import AttentionTables, attention_tables
+from hwsim.die import Die
+from hwsim.effects import warn_of_idle_effects
 from hwsim.functional.layout import slot_layout
+from hwsim.functional.reads import Place, sequence_keys
+from hwsim.functional.tables import AttentionTables
 from hwsim.modules import BitLinear, GainCellAttention
 
 NAME = "gain_cell"
 _TABLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Tables of the forward passes in flight, by their code tensor: shared by all layers, gone with the tensor."""
+_UNSET = object()
+_NOISE: ContextVar[Any] = ContextVar("hwsim_noise_key", default=_UNSET)
+
+
+@contextmanager
+def noise_key(key: int | Tensor | None) -> Iterator[None]:
+    """Draw everything random at writes and reads, in all forward passes inside the block, from this key.
+
+    One block is one life of the stored tokens: keep it open over all steps of a generation, and open a new one with a
+    new key for each step of a training.
+
+    Args:
+        key: A number, shared by all sequences of a batch; or (batch,) int64, the key of each sequence; None switches
+            it off. Either way a sequence's noise does not depend on the batch that it is in.
+    """
+    token = _NOISE.set(key)
+    try:
+        yield
+    finally:
+        _NOISE.reset(token)
 
 
 def gain_cell_mask(
@@ -124,20 +150,27 @@ def gain_cell_forward(
     code = attention_mask
     if code is None or code.dtype != torch.int32:
         code = _code_of_plain_mask(code, query.shape[2], key.shape[2], query.device)
-    tables = _tables(code, cells, query.dtype)
-    layer = int(getattr(module, "layer_idx", 0) or 0)
-    record_attention(layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0])
-    return cells(query, key, value, tables).transpose(1, 2).contiguous(), None
+    tables, noise = _tables(code, cells, query.dtype)
+    layer = _index(module)
+    record_attention(
+        layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0],
+        refreshes=tables.refreshes(), softmax=cells.device.activation.kind == "softmax",
+    )  # fmt: skip
+    keys = sequence_keys(cells.noise_seed if noise is _UNSET else noise, query.shape[0], query.device)
+    out = cells(query, key, value, tables, Place(cells.die, keys, layer))
+    return out.transpose(1, 2).contiguous(), None
 
 
-def _tables(code: Tensor, cells: GainCellAttention, dtype: torch.dtype) -> AttentionTables:
+def _tables(code: Tensor, cells: GainCellAttention, dtype: torch.dtype) -> tuple[AttentionTables, Any]:
+    """Return the tables of this forward pass and its noise key; a recomputing backward pass meets the same."""
     made = _TABLES.setdefault(code, {})
+    made.setdefault("noise", _NOISE.get())
     wanted = (id(cells.device), cells.token_period_s, dtype)
     if wanted not in made:
         rows = code[:, 0].long()
         layout = slot_layout(rows[:, 0], rows[:, 1:], cells.device)
-        made[wanted] = attention_tables(layout, cells.device, cells.token_period_s, dtype)
-    return made[wanted]
+        made[wanted] = AttentionTables(layout, cells.device, cells.token_period_s, dtype)
+    return made[wanted], made["noise"]
 
 
 AttentionInterface.register(NAME, gain_cell_forward)
@@ -150,7 +183,8 @@ def emulate(
     *,
     attention: bool = True,
     linears: bool = True,
-    die_seed: int = 0,
+    die_seed: int | Die | None = 0,
+    noise_seed: int | None = 0,
     token_period: float | Literal["auto"] | None = "auto",
 ) -> nn.Module:
     """Put a causal language model on a device, in place.
@@ -165,7 +199,10 @@ def emulate(
         device: The device.
         attention: Whether attention runs on gain cells.
         linears: Whether linear layers run on ternary arrays.
-        die_seed: Seed of the die. Accepted for devices with mismatch; no device file of this version describes any.
+        die_seed: Which chip of the device: its static deviations follow from this number; or a :class:`Die`. None is
+            the design without static deviations.
+        noise_seed: Key of everything random at writes and reads; :func:`noise_key` sets it for single passes. None
+            switches it off.
         token_period: [s] time between two tokens, or ``"auto"``: the model's own latency per token on this device.
 
     Returns:
@@ -175,7 +212,6 @@ def emulate(
         InputError: If the model's attention cannot be replaced, it has no layer to emulate, or the period is not
             positive.
     """
-    del die_seed  # every die of a device without mismatch is the same one
     inner = _pretrained(model)
     if attention:  # before anything changes
         _replaceable_attention(inner)
@@ -183,8 +219,10 @@ def emulate(
     if linears:
         _put_linears_on_arrays(inner, device)
     if attention:
-        _put_attention_on_cells(inner, device)
+        die = Die(die_seed, device) if isinstance(die_seed, int) else die_seed
+        _put_attention_on_cells(inner, device, die, noise_seed)
         period = _period(inner, device, token_period)
+        warn_of_idle_effects(device, die=die is not None, noise=noise_seed is not None, token_period_s=period)
         for layer in _attention_layers(inner):
             getattr(layer, NAME).token_period_s = period
     return model
@@ -207,6 +245,11 @@ def restore(model: nn.Module) -> nn.Module:
             if (plain := layer.__dict__.pop("_replaced", None)) is not None:
                 inner.set_submodule(name, plain)
     return model
+
+
+def _index(layer: nn.Module) -> int:
+    """Return the place of an attention layer in its model."""
+    return int(getattr(layer, "layer_idx", None) or 0)
 
 
 def gain_cell_layers(model: nn.Module) -> list[GainCellAttention]:
@@ -245,7 +288,7 @@ def _replaceable_attention(model: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel) -> None:
+def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel, die: Die | None, noise: int | None) -> None:
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -254,9 +297,12 @@ def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel) -> None
         cells = getattr(layer, NAME, None)
         if cells is None:
             dtype = like.dtype if like.dtype.is_floating_point else torch.float32
-            setattr(layer, NAME, GainCellAttention(heads, kv_heads, device, None).to(like.device, dtype))
+            cells = GainCellAttention(heads, kv_heads, device, None).to(like.device, dtype)
+            setattr(layer, NAME, cells)
         else:
-            cells.device = device
+            cells.put_on(device)
+        cells.die = None if die is None else die.at_layer(_index(layer))
+        cells.noise_seed = noise
     if "_attention_before_gain_cell" not in model.__dict__:
         model.__dict__["_attention_before_gain_cell"] = model.config._attn_implementation
         model.set_attn_implementation(NAME)

@@ -11,8 +11,9 @@ from device_models import load_device
 from device_models.retention import decay_factor
 from hwsim import Cost, EventCounts, count_events, price
 from hwsim.counting import record_attention
-from hwsim.functional.attention_tiled import attend, attention_tables
+from hwsim.functional.attention_tiled import attend
 from hwsim.functional.layout import SlotLayout, slot_layout
+from hwsim.functional.tables import AttentionTables
 from tests import tolerances
 
 DEVICE = load_device("gaincell_28nm")
@@ -36,7 +37,7 @@ def _attend(layout: SlotLayout, device: object, heads: int) -> None:
     tokens = layout.age.shape[2]
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.rand(1, heads, n, 64, generator=rng) for n in (1, tokens, tokens))
-    tables = attention_tables(layout, device, ATTENTION_PERIOD, torch.float32)
+    tables = AttentionTables(layout, device, ATTENTION_PERIOD, torch.float32)
     assert attend(q, 0.9 * k, 0.9 * v, device, tables).abs().max() > 0
 
 

@@ -1,0 +1,121 @@
+"""Every effect of a device that is not its ideal equation: what sets it, when it is drawn, and how to leave it out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from device_models import DeviceModel
+from device_models.retention import refresh_interval
+
+Drawn = Literal["die", "write", "read", "design"]
+"""Per chip, per write, per read, or nothing random at all."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One effect.
+
+    Attributes:
+        drawn: When it is drawn; ``die`` also stands for what only a manufactured chip has (wires, pedestal, drift).
+        neutral: Values by dotted device key that leave it out.
+    """
+
+    drawn: Drawn
+    neutral: Mapping[str, object]
+
+
+EFFECTS: Mapping[str, Effect] = {
+    "input levels": Effect("design", {"input.levels": None}),
+    "storage levels": Effect("design", {"storage.levels": None}),
+    "readout levels": Effect("design", {"readout.bits": None, "readout.codes": "ideal"}),
+    "score converter": Effect("design", {"readout_qk.bits": None}),
+    "retention": Effect("design", {"retention.kind": "none"}),
+    "refresh": Effect("design", {"refresh.kind": "none"}),
+    "input INL": Effect("die", {"input.inl": 0.0}),
+    "pulse jitter": Effect("read", {"input.jitter": 0.0}),
+    "DAC INL": Effect("die", {"write.dac_inl": 0.0}),
+    "capacitor mismatch": Effect("die", {"write.capacitor_mismatch": 0.0}),
+    "write error": Effect("write", {"write.error_sigma": 0.0}),
+    "kT/C noise": Effect("write", {"write.ktc": False}),
+    "pedestal": Effect("die", {"write.pedestal_mean": 0.0, "write.pedestal_gain": 0.0, "write.pedestal_sigma": 0.0}),
+    "retention spread": Effect("die", {"retention.tau_sigma_ln": 0.0}),
+    "threshold drift": Effect("die", {"drift.amplitude": 0.0}),
+    "gain mismatch": Effect("die", {"variability.gain_sigma": 0.0}),
+    "cell offset": Effect("die", {"variability.offset_sigma": 0.0}),
+    "wire drop": Effect("die", {"wire.resistance": 0.0, "wire.cell_current": 0.0}),
+    "white read noise": Effect("read", {"noise.white": 0.0}),
+    "flicker read noise": Effect("read", {"noise.flicker": 0.0}),
+    "charge-to-pulse offset": Effect("die", {"variability.phi_offset_sigma": 0.0}),
+    "comparator noise": Effect("read", {"noise.comparator": 0.0}),
+    "readout gain": Effect("die", {"readout.gain_sigma": 0.0}),
+    "readout offset": Effect("die", {"readout.offset_sigma": 0.0}),
+    "readout INL": Effect("die", {"readout.inl": 0.0}),
+    "readout DNL": Effect("die", {"readout.dnl": 0.0}),
+    "readout noise": Effect("read", {"readout.noise": 0.0}),
+}
+"""By name, in the order of the signal. The cell's law is the device's equation, not an effect: see ``cell.law``."""
+
+
+def is_configured(device: DeviceModel, effect: str) -> bool:
+    """Say whether a device has an effect at all."""
+    return any(_get(device, key) != value for key, value in EFFECTS[effect].neutral.items())
+
+
+def without(device: DeviceModel, *effects: str) -> DeviceModel:
+    """Return the device without some of its effects; numbers keep their sources."""
+    for effect in effects:
+        for key, value in EFFECTS[effect].neutral.items():
+            section, name = key.split(".")
+            device = replace(device, **{section: replace(getattr(device, section), **{name: value})})
+        if effect == "readout levels":  # a continuous readout has no codes to err in
+            silent = replace(device.readout, inl=0.0, dnl=0.0, offset_sigma=0.0, noise=0.0)
+            device = replace(device, readout=silent)
+    return device
+
+
+def only(device: DeviceModel, *effects: str) -> DeviceModel:
+    """Return the device with some of its effects alone."""
+    return without(device, *(effect for effect in EFFECTS if effect not in effects))
+
+
+def idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None) -> dict[str, str]:
+    """Return the effects that a device describes but that cannot act as it is used, and why.
+
+    Args:
+        device: The device.
+        die: Whether there is a chip.
+        noise: Whether there is a noise key.
+        token_period_s: [s] time between two tokens.
+    """
+    idle: dict[str, str] = {}
+    for name, effect in EFFECTS.items():
+        if not is_configured(device, name):
+            continue
+        if effect.drawn == "die" and not die:
+            idle[name] = "no die was given"
+        elif effect.drawn in ("write", "read") and not noise:
+            idle[name] = "no noise key was given"
+    if is_configured(device, "threshold drift") and device.drift.stress_time == 0.0:
+        idle["threshold drift"] = "drift.stress_time is 0"
+    if is_configured(device, "refresh") and token_period_s is not None:
+        interval, oldest = refresh_interval(device), (device.window.tokens - 1) * token_period_s
+        if interval is not None and interval > oldest:
+            idle["refresh"] = f"the oldest token is {oldest:.3g} s old, the interval is {interval:.3g} s"
+    return idle
+
+
+def warn_of_idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None) -> None:
+    """Warn once of each reason why configured effects cannot act: a setting must not do nothing without a word."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in idle_effects(device, die=die, noise=noise, token_period_s=token_period_s).items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        warnings.warn(f"{device.name}: no effect of {', '.join(names)}: {reason}", stacklevel=3)
+
+
+def _get(device: DeviceModel, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(device, section), name)

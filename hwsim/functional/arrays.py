@@ -1,0 +1,341 @@
+"""The two products of an array, for all queries at once.
+
+The current of a cell depends on its state and on its age. An array is a list of *images*: states of all cells,
+elementwise, each with a weight that depends on the age alone::
+
+    I(cell, a) = sum_j weight_j(a) image_j(cell)   =>   sum_s x_s I_s(a_s) = sum_j (x weight_j) @ image_j
+
+so each image costs one matrix product, with ages, causality, window and padding all in the weights. Three kinds:
+
+- *powers*: where one factor d(a) shrinks all excursions alike, ``w = u + y d`` and the polynomial re-expands about u:
+  ``image_n = c'_n y^n``, ``weight_n = d^n``. Exact.
+- *nodes*: where each cell has its own time constant, the currents at Chebyshev nodes of the ages in a block, with
+  their interpolation weights. Error bounded, see :func:`nodes_needed`.
+- *exact*: any law, each (query, column, dimension) by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from device_models.cell import polynomial
+from device_models.schema import DeviceModel
+from hwsim.die import Array, Die
+from hwsim.functional.attention import at_slots, written_voltage_offset
+from hwsim.functional.cells import (
+    CellDeviations,
+    cell_current,
+    decay_factor,
+    decays_in_proportion,
+    relaxed_voltage,
+    surrogate_current,
+)
+from hwsim.functional.layout import Block
+from hwsim.functional.tables import AttentionTables
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-11}
+"""Largest error of one cell's current that nodes may make, in full scales, for the fastest cell of a block."""
+MOST_NODES = 24
+KEPT_COEFFICIENTS = 1 << 22
+"""Coefficients of nodes are kept with the die up to this size, and made anew at each use beyond it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of the cells of a block and their weights.
+
+    Attributes:
+        states: (b, kv_heads, images, columns, head_dim) over the saturation.
+        weights: (b, rows, images, columns), zero where a column is not read.
+        constant: The same current of every cell, with its weight (b, rows, columns); None if there is none.
+    """
+
+    states: Tensor
+    weights: Tensor
+    constant: tuple[float, Tensor] | None = None
+
+
+class CellArray:
+    """The cells of all columns of a layout, just after their writes and refreshes, ready to be read at any age.
+
+    Args:
+        epochs: [V] (b, kv_heads, columns, head_dim) just after the write, and after each refresh.
+        device: The device.
+        cells: Static deviations of the columns.
+        tables: Ages of this forward pass.
+        name: Array of keys (first product) or of values (second product).
+        die: The chip that the deviations belong to.
+    """
+
+    def __init__(
+        self, epochs: list[Tensor], device: DeviceModel, cells: CellDeviations, tables: AttentionTables, name: Array,
+        die: Die | None = None,
+    ) -> None:  # fmt: skip
+        self.epochs, self.device, self.cells, self.tables, self.name, self.die = (
+            epochs, device, cells, tables, name, die,
+        )  # fmt: skip
+        self.saturation = device.saturation.qk if name == "key" else device.saturation.av
+        self.straight = device.cell.backward == "exact"
+        self.proportional = decays_in_proportion(device, cells)
+        self._powers: dict[bool, tuple[Tensor, Tensor, tuple[float, Tensor] | None]] = {}
+
+    def scores(self, q: Tensor, block: Block) -> Tensor:
+        """Return the first product over its saturation, (b, kv_heads, group, rows, columns) of the block.
+
+        Args:
+            q: [1] pulses, (b, kv_heads, group, rows, head_dim).
+            block: Queries and columns.
+        """
+        return self._through(q, block, _scores)
+
+    def charge(self, pulses: Tensor, block: Block) -> Tensor:
+        """Return the second product over its saturation, (b, kv_heads, group, rows, head_dim)."""
+        return self._through(pulses, block, _charge)
+
+    def _through(self, x: Tensor, block: Block, product: Callable[[Tensor, Images | Tensor], Tensor]) -> Tensor:
+        out = product(x, self._read(block, surrogate=False))
+        if self.straight:
+            return out
+        smooth = product(x, self._read(block, surrogate=True))
+        return smooth + (out - smooth).detach()
+
+    def _read(self, block: Block, *, surrogate: bool) -> Images | Tensor:
+        """Return the images of a block, or the currents of each (row, column, dimension)."""
+        if self.proportional:
+            return self._power_images(block, surrogate=surrogate)
+        cells = at_slots(self.cells, torch.arange(block.first, block.last, device=self.epochs[0].device))
+        nodes = self._nodes(block, cells)
+        if nodes is None or nodes[0] >= block.stop - block.start:
+            return self._exact(block, cells, surrogate=surrogate)
+        return self._node_images(block, cells, nodes, surrogate=surrogate)
+
+    def _law(self, *, surrogate: bool) -> tuple[float, ...]:
+        """Return the polynomial of the current over the saturation, in volts from the zero level."""
+        slope = self.device.cell.surrogate_slope or 0.0
+        law = (0.0, slope, 0.0, 0.0) if surrogate else polynomial(self.device.cell)
+        return tuple(c / self.saturation for c in law)
+
+    def _coefficients(self, cells: CellDeviations, *, surrogate: bool) -> list[Tensor | float]:
+        """Return c'_n of the current as a polynomial in the excursion y; one number, or one for each cell."""
+        shift: Tensor | float = written_voltage_offset(self.device)
+        if cells.offset is not None:
+            shift = cells.offset + shift
+        law = self._law(surrogate=surrogate)
+        found = [_shifted_coefficient(law, n, shift) for n in range(4)]
+        if cells.factor is None:
+            return found
+        return [c if isinstance(c, float) and c == 0.0 else cells.factor * c for c in found]
+
+    def _excursion(self, epoch: int) -> Tensor:
+        v_inf = self.device.storage.v_zero if self.device.retention.v_inf is None else self.device.retention.v_inf
+        return self.epochs[epoch] - v_inf
+
+    def _power_images(self, block: Block, *, surrogate: bool) -> Images:
+        """Return c'_n y^n with the weights d^n; made once for all blocks."""
+        if surrogate not in self._powers:
+            states: list[Tensor] = []
+            weights: list[Tensor] = []
+            constant = None
+            coefficients = self._coefficients(self.cells, surrogate=surrogate)
+            for epoch in range(len(self.epochs)):
+                y = self._excursion(epoch)
+                square = y * y
+                powers = (torch.ones_like(y), y, square, square * y)
+                tables = self.tables.powers(epoch, first=self.name == "key")
+                for c, power, table in zip(coefficients, powers, tables, strict=True):
+                    if isinstance(c, float) and c == 0.0:
+                        continue
+                    if power is powers[0] and isinstance(c, float):
+                        constant = (c, table if constant is None else constant[1] + table)
+                    else:
+                        states.append(power * c)
+                        weights.append(table)
+            self._powers[surrogate] = (torch.stack(states, 2), torch.stack(weights, 2), constant)
+        whole, weight, constant = self._powers[surrogate]
+        part = None if constant is None else (constant[0], constant[1][:, block.rows, block.columns])
+        return Images(whole[:, :, :, block.columns], weight[:, block.rows, :, block.columns], part)
+
+    def _nodes(self, block: Block, cells: CellDeviations) -> tuple[int, int] | None:
+        """Return number and highest age [tokens] of the nodes of a block; None where they cannot serve."""
+        retention = self.device.retention
+        if retention.kind != "exponential" or cells.slowness is None or len(self.epochs) > 1:
+            return None
+        oldest = int(self.tables.layout.age[:, block.rows, block.columns].max())
+        high = -(-(oldest + 1) // 64) * 64  # few different ranges, so that coefficients can be kept
+        fastest = high * self.tables.period / decay_time(self.device) / self._shortest()
+        needed = nodes_needed(fastest, self.device, self.epochs[0].dtype)
+        return None if needed is None else (needed, high)
+
+    def _shortest(self) -> float:
+        """Return the time constant of the fastest cell, in those of the median."""
+        slowness = self.cells.slowness
+        assert slowness is not None
+        if self.die is None:
+            return float(slowness.min())
+        key = ("fastest cell", self.name, self.tables.layout.first_slot, slowness.shape)
+        return self.die.once(key, lambda: float(slowness.min()))
+
+    def _node_images(self, block: Block, cells: CellDeviations, nodes: tuple[int, int], *, surrogate: bool) -> Images:
+        count, high = nodes
+        y = self._excursion(0)[:, :, block.columns]
+        angles = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
+        ages = 0.5 * high * (1.0 + angles.cos())
+
+        def coefficients() -> Tensor:
+            """Return c'_n d^n of each cell at each node, (4, kv_heads, nodes, columns, head_dim)."""
+            seconds = (ages * self.tables.period).to(y.device, y.dtype)[None, :, None, None]
+            assert cells.slowness is not None
+            d = decay_factor(seconds, self.device, cells.slowness[:, None])
+            made = []
+            for n, c in enumerate(self._coefficients(cells, surrogate=surrogate)):
+                made.append(d**n * (c[:, None] if isinstance(c, Tensor) else c))
+            return torch.stack(made)
+
+        size = 4 * count * y[0].numel()
+        if self.die is not None and size <= KEPT_COEFFICIENTS:
+            key = (
+                "nodes", self.name, self.tables.layout.first_slot, block.first, y.shape[1:], high, count, surrogate,
+                self.tables.period, y.device, y.dtype,
+            )  # fmt: skip
+            kept = self.die.once(key, coefficients)
+        else:
+            kept = coefficients()
+        states = _NodeImages.apply(y, kept)
+        age = self.tables.layout.age[:, block.rows, block.columns]
+        weights = (
+            interpolation_weights(angles, high).to(y.device, y.dtype)[age]
+            * self.tables.read[:, block.rows, block.columns, None]
+        )
+        return Images(states, weights.movedim(-1, 2))
+
+    def _exact(self, block: Block, cells: CellDeviations, *, surrogate: bool) -> Tensor:
+        """Return currents over the saturation, (b, kv_heads, rows, columns, head_dim), zero where not read."""
+        age = self.tables.layout.age[:, block.rows, block.columns]
+        read = self.tables.read[:, block.rows, block.columns]
+        epoch, rest = self.tables.epoch_and_rest(age)
+        law, wide = surrogate_current if surrogate else cell_current, _over_rows(cells)
+        total: Tensor | None = None
+        for e, v0 in enumerate(self.epochs):
+            here = read if len(self.epochs) == 1 else read * (epoch == e)
+            seconds = rest[:, None, :, :, None].to(v0.dtype)
+            v = relaxed_voltage(v0[:, :, None, block.columns], seconds, self.device, wide)
+            part = law(v, self.device, wide) * (here[:, None, :, :, None] / self.saturation)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+
+class _NodeImages(torch.autograd.Function):
+    """``image_j = sum_n C_jn y^n`` for all nodes j at once; the coefficients are constants."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, y: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(y, coefficients)
+        c0, c1, c2, c3 = coefficients
+        wide = y[:, :, None]
+        return (wide * c3).add_(c2).mul_(wide).add_(c1).mul_(wide).add_(c0)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        y, coefficients = ctx.saved_tensors  # type: ignore[attr-defined]
+        _, c1, c2, c3 = coefficients
+        wide = y[:, :, None]
+        slope = (wide * (3.0 * c3)).add_(2.0 * c2).mul_(wide).add_(c1)
+        return slope.mul_(grads[0]).sum(2), None
+
+
+def interpolation_weights(angles: Tensor, high: int) -> Tensor:
+    """Return (ages, nodes): Lagrange weights of Chebyshev nodes at the whole ages 0..high.
+
+    ``L_j(x) = (2/R) sum_k' T_k(x_j) T_k(x)``, the first term halved.
+
+    Args:
+        angles: arccos of the nodes on [-1, 1].
+        high: Age [tokens] at the upper end of the range; its lower end is 0.
+    """
+    count = angles.numel()
+    x = (torch.arange(high + 1, dtype=torch.float64) * (2.0 / high) - 1.0).clamp(-1.0, 1.0)
+    order = torch.arange(count, dtype=torch.float64)[:, None]
+    scale = torch.full((count, 1), 2.0 / count, dtype=torch.float64)
+    scale[0] = 1.0 / count
+    return torch.cos(order * torch.arccos(x)).T @ (torch.cos(order * angles) * scale)
+
+
+def decay_time(device: DeviceModel) -> float:
+    """Return the time constant [s] of the median cell at the device's temperature."""
+    tau = device.retention.tau
+    assert tau is not None
+    left = decay_factor(torch.tensor(tau, dtype=torch.float64), device)
+    return -tau / math.log(float(left))
+
+
+def nodes_needed(fastest: float, device: DeviceModel, dtype: torch.dtype) -> int | None:
+    """Return how many nodes keep the error of the fastest cell's current below the tolerance, None if too many.
+
+    Chebyshev interpolation of ``sum_n c'_n y^n exp(-n x)`` over a range L of x with R nodes errs by at most
+    ``2 sum_n |c'_n y^n| (n L / 4)^R / R!``.
+
+    Args:
+        fastest: [1] L, range of ages in the block over the time constant of its fastest cell.
+        device: Supplies the polynomial.
+        dtype: Sets the tolerance.
+    """
+    storage = device.storage
+    reach = max(storage.v_max - storage.v_zero, storage.v_zero - storage.v_min)
+    size = [abs(c) * reach**n for n, c in enumerate(polynomial(device.cell))]
+    allowed = TOLERANCE.get(dtype, 1e-3) * sum(size)
+    for count in range(1, MOST_NODES + 1):
+        error = sum(2.0 * c * (n * fastest / 4.0) ** count / math.factorial(count) for n, c in enumerate(size))
+        if error <= allowed:
+            return count
+    return None
+
+
+def _shifted_coefficient(k: tuple[float, ...], n: int, shift: Tensor | float) -> Tensor | float:
+    """Return c'_n of ``sum_m k_m (shift + y)^m`` for one shift or one per cell."""
+    total: Tensor | float = 0.0
+    for m in range(n, len(k)):
+        if k[m]:
+            total = total + k[m] * math.comb(m, n) * shift ** (m - n)
+    return total
+
+
+def _over_rows(cells: CellDeviations) -> CellDeviations:
+    """Let the deviations (kv_heads, columns, head_dim) broadcast over rows: (kv_heads, 1, columns, head_dim)."""
+
+    def widen(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[:, None]
+
+    return CellDeviations(factor=widen(cells.factor), offset=widen(cells.offset), slowness=widen(cells.slowness))
+
+
+def _scores(q: Tensor, read: Images | Tensor) -> Tensor:
+    if isinstance(read, Tensor):
+        return torch.einsum("bkgrd,bkrcd->bkgrc", q, read)
+    batch, kv_heads, group, rows, _ = q.shape
+    count, columns = read.states.shape[2:4]
+    flat = q.flatten(2, 3)
+    each = (flat @ read.states.flatten(2, 3).mT).view(batch, kv_heads, group, rows, count, columns)
+    total = (each * read.weights[:, None, None]).sum(-2)
+    if read.constant is not None:
+        current, weight = read.constant
+        total = total + (q.sum(-1, keepdim=True) * current) * weight[:, None, None]
+    return total
+
+
+def _charge(pulses: Tensor, read: Images | Tensor) -> Tensor:
+    if isinstance(read, Tensor):
+        return torch.einsum("bkgrc,bkrcd->bkgrd", pulses, read)
+    batch, kv_heads, group, rows, _ = pulses.shape
+    weighted = pulses.unsqueeze(-2) * read.weights[:, None, None]
+    total = weighted.flatten(-2).flatten(2, 3) @ read.states.flatten(2, 3)
+    total = total.view(batch, kv_heads, group, rows, -1)
+    if read.constant is not None:
+        current, weight = read.constant
+        total = total + (pulses * weight[:, None, None]).sum(-1, keepdim=True) * current
+    return total

@@ -1,0 +1,281 @@
+"""Everything random and static between two products: pulses, charge-to-pulse stage, readout; and where draws come from.
+
+Shapes: b sequences, h query heads, t queries, c columns (slots of one sub-tile or several), d dimensions. Query heads
+that share an array share its circuits, and read it one after another, each with its own noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import hardtanh
+
+from device_models.converters import code_errors, highest_code, readout_step
+from device_models.schema import DeviceModel
+from device_models.variability import bridge
+from hwsim.die import Die
+from hwsim.functional.cells import pulse_jitter, read_noise_sigma, write_is_noisy
+from hwsim.functional.quantise import quantise_levels
+from hwsim.randomness import keyed, mixed, normal, seed_of
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Which chip, which layer of it, and which sequences: the keys of everything that is not the design.
+
+    Attributes:
+        die: The chip; None is the design itself, without static deviations.
+        keys: (b,) int64, one key for the noise of each sequence, or one for all; None switches off what is random at
+            writes and reads.
+        layer: Layer of the model.
+    """
+
+    die: Die | None = None
+    keys: Tensor | None = None
+    layer: int = 0
+
+    def draw(self, what: str, dtype: torch.dtype, *indices: Tensor) -> Tensor:
+        """Return standard normals for every sequence (first axis) and combination of indices (broadcast together).
+
+        Args:
+            what: Names the effect, so that two effects never share a draw.
+            dtype: Of the result.
+            indices: int64, each broadcasting against the result including its sequence axis.
+        """
+        assert self.keys is not None
+        dims = max(index.dim() for index in indices)
+        start = mixed(self.keys + seed_of(0, what, self.layer)).view(-1, *(1,) * (dims - 1))
+        return normal(keyed(start, *indices), torch.float32).to(dtype)
+
+
+def sequence_keys(read_key: int | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+    """Return (batch,) noise keys, or (1,) where all sequences share one.
+
+    Sequences that share a key share their draws: what a sequence computes does not depend on the batch that it is in.
+    """
+    if read_key is None:
+        return None
+    if isinstance(read_key, Tensor):
+        return read_key.to(device, torch.int64).expand(batch)
+    return torch.tensor([seed_of(read_key, "sequence")], device=device)
+
+
+def write_deviates(
+    place: Place, what: str, device: DeviceModel, written: Tensor, epoch: int, like: Tensor
+) -> Tensor | None:
+    """Return the deviates of the writes that put tokens into cells; of the shape of ``like`` (b, kv_heads, c, d).
+
+    Args:
+        place: Keys.
+        what: Array.
+        device: The device.
+        written: (b or 1, c) write index of each column's token.
+        epoch: 0 for the write itself, n for the n-th refresh.
+        like: Gives shape, dtype and device of the result.
+    """
+    if place.keys is None or not write_is_noisy(device):
+        return None
+    heads, dims = like.shape[1], like.shape[3]
+    head = torch.arange(heads, device=like.device).view(1, -1, 1, 1)
+    dim = torch.arange(dims, device=like.device).view(1, 1, 1, -1)
+    return place.draw(f"write {what} {epoch}", like.dtype, head, written[:, None, :, None], dim)
+
+
+def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: Tensor, kv_heads: int) -> Tensor:
+    """Return the pulses [1] that drive the rows: query levels, converter errors, jitter.
+
+    Args:
+        query: [1] (b, h, t, d) before its converter; signed values drive the same converters in two passes.
+        device: The device.
+        place: Chip and keys.
+        query_index: (b or 1, t) write index of each query's token.
+        kv_heads: Arrays; their row converters are shared by the query heads of a group.
+
+    Returns:
+        [1] (b, h, t, d) in full pulses.
+    """
+    levels = device.input.levels
+    pulses = quantise_levels(query, levels, 0.0, 1.0)
+    heads, dims = query.shape[1], query.shape[3]
+    if place.die is not None and device.input.inl and levels is not None:
+        die, step = place.die, 1.0 / (levels - 1)
+
+        def errors() -> Tensor:
+            z = die.circuits("input", query.device, kv_heads, dims, levels - 1)
+            return torch.from_numpy(bridge(z.cpu().numpy())).to(query.device, query.dtype) * (device.input.inl * step)
+
+        table = die.once(("input", kv_heads, dims, query.dtype, query.device), errors)
+        code = (pulses.detach() / step).round().long()
+        table = table.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*code.shape, levels)
+        pulses = pulses + table.gather(-1, code[..., None])[..., 0]
+    jitter = pulse_jitter(device, device.cost.time_qk)
+    if place.keys is not None and jitter:
+        z = place.draw("query jitter", query.dtype, *_head_query(query, query_index), _axis(dims, query, -1))
+        pulses = pulses + jitter * z * (pulses.detach() > 0)
+    return pulses
+
+
+def scores_to_pulses(
+    scores: Tensor, pulses: Tensor, read: Tensor, device: DeviceModel, place: Place, query_index: Tensor,
+    slots: Tensor, kv_heads: int,
+) -> Tensor:  # fmt: skip
+    """Return the pulses [1] of the charge-to-pulse stage: ``clip(S / s_qk + offset + noise, 0, 1)`` and jitter.
+
+    Args:
+        scores: [1] (b, h, t, c) first product over its saturation.
+        pulses: [1] (b, h, t, d) pulses of the queries, which set the noise.
+        read: (b or 1, t, c) whether the query reads the column, 1 or 0.
+        device: The device.
+        place: Chip and keys.
+        query_index: (b or 1, t) write index of each query's token.
+        slots: (c,) physical slots.
+        kv_heads: Arrays.
+
+    Returns:
+        [1] (b, h, t, c), zero where a column is not read.
+    """
+    phi = hardtanh(noisy_scores(scores, pulses, device, place, query_index, slots, kv_heads), 0.0, 1.0)
+    if device.readout_qk.bits is not None:
+        phi = quantise_levels(phi, 2**device.readout_qk.bits, 0.0, 1.0)
+    return jittered(phi * read[:, None], device, place, query_index, slots)
+
+
+def noisy_scores(
+    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor, kv_heads: int,
+    what: str = "score",
+) -> Tensor:
+    """Add the column offsets and the noise of bit line and comparator to scores over their saturation.
+
+    Noise of cells and comparator is Gaussian and independent: one draw of the summed variance. ``what`` names the
+    read: two reads of the same query never share a draw.
+    """
+    heads = scores.shape[1]
+    if place.die is not None and (sigma := device.variability.phi_offset_sigma):
+        offset = place.die.columns("phi", kv_heads, slots).to(scores.dtype) * sigma
+        scores = scores + offset.repeat_interleave(heads // kv_heads, 0)[None, :, None]
+    noise = device.noise
+    if place.keys is not None and (noise.white or noise.flicker or noise.comparator):
+        line = read_noise_sigma(pulses, device) / device.saturation.qk
+        z = place.draw(what, scores.dtype, *_head_query(scores, query_index), slots)
+        scores = scores + torch.hypot(line, line.new_tensor(noise.comparator))[..., None] * z
+    return scores
+
+
+def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor) -> Tensor:
+    """Add the jitter of the pulses between the products; a pulse drives all dimensions of its slot."""
+    jitter = pulse_jitter(device, device.cost.time_av)
+    if place.keys is None or not jitter:
+        return phi
+    z = place.draw("phi jitter", phi.dtype, *_head_query(phi, query_index), slots)
+    return phi + jitter * z * (phi.detach() > 0)
+
+
+def read_out(
+    charge: Tensor, phi_power: tuple[Tensor, Tensor] | None, device: DeviceModel, place: Place, query_index: Tensor,
+    tile: int, kv_heads: int, full_scale: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Read one physical sub-tile out: ``ADC(clip(A / (s_av range)))`` in units of the saturation.
+
+    Args:
+        charge: [1] (b, h, t, d) second product over its saturation.
+        phi_power: sum of the pulses and of their squares over the slots, (b, h, t) each, which set the noise; None
+            without read noise.
+        device: The device.
+        place: Chip and keys.
+        query_index: (b or 1, t) write index of each query's token.
+        tile: Physical sub-tile along the tokens.
+        kv_heads: Arrays.
+        full_scale: [1] (h,) range of each head's readout in saturations; None is 1.
+
+    Returns:
+        (b, h, t, d); the gradient is that of the clipped value.
+    """
+    heads, dims = charge.shape[1], charge.shape[3]
+    if phi_power is not None:
+        z = place.draw(
+            "charge", charge.dtype, *_head_query(charge, query_index), _axis(tile, charge), _axis(dims, charge, -1)
+        )
+        charge = charge + charge_noise(phi_power, device)[..., None] * z
+    scale = None if full_scale is None else full_scale.view(1, -1, 1, 1).to(charge.dtype)
+    x = charge if scale is None else charge / scale
+    readout = device.readout
+    group = heads // kv_heads
+
+    def column(what: str) -> Tensor:
+        tiles = -(-device.window.tokens // device.tile.slots)
+        assert place.die is not None
+        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)[:, tile]
+        return z.to(charge.dtype).repeat_interleave(group, 0)[None, :, None]
+
+    if place.die is not None and readout.gain_sigma:
+        x = x * (1.0 + readout.gain_sigma * column("readout gain"))
+    clipped = hardtanh(x, -1.0, 1.0)
+    step = readout_step(readout)
+    if step is None:
+        out = clipped
+    else:
+        with torch.no_grad():
+            u = clipped / step
+            if place.die is not None and readout.offset_sigma:
+                u = u + readout.offset_sigma * column("readout offset")
+            if place.keys is not None and readout.noise:
+                z = place.draw(
+                    "readout",
+                    charge.dtype,
+                    *_head_query(charge, query_index),
+                    _axis(tile, charge),
+                    _axis(dims, charge, -1),
+                )
+                u = u + readout.noise * z
+            if place.die is not None and (readout.inl or readout.dnl):
+                u = _with_code_errors(u.clamp(-1.0 / step, 1.0 / step), device, place.die, tile, kv_heads)
+            top = highest_code(readout)
+            code = u.round().clamp(-top, top) * step
+        out = clipped + (code - clipped).detach()
+    return out if scale is None else out * scale
+
+
+def charge_noise(phi_power: tuple[Tensor, Tensor], device: DeviceModel) -> Tensor:
+    """Return the deviation [1] of the second product's noise over the saturation, (b, h, t)."""
+    from hwsim.functional.cells import full_scale_current
+
+    noise = device.noise
+    variance = noise.white**2 * phi_power[0] + noise.flicker**2 * phi_power[1]
+    return full_scale_current(device) / device.saturation.av * variance.detach().clamp(min=0.0).sqrt()
+
+
+def has_read_noise(device: DeviceModel, place: Place) -> bool:
+    """Whether the bit lines of the second product are noisy."""
+    return place.keys is not None and bool(device.noise.white or device.noise.flicker)
+
+
+def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_heads: int) -> Tensor:
+    """Add to (b, h, t, d) values in LSB the static error of their column at the nearest code."""
+    readout, (heads, dims) = device.readout, (u.shape[1], u.shape[3])
+    top = highest_code(readout)
+    tiles, codes = -(-device.window.tokens // device.tile.slots), 2 * top + 1
+
+    def made() -> Tensor:
+        shared = 1 if readout.circuit == "ramp" else dims  # one ramp serves all columns of a sub-tile
+        z = die.circuits("readout inl", u.device, kv_heads, tiles, shared, codes)[:, tile].expand(-1, dims, -1)
+        z_dnl = die.circuits("readout dnl", u.device, kv_heads, tiles, dims, codes)[:, tile]
+        return torch.from_numpy(code_errors(z.cpu().numpy(), z_dnl.cpu().numpy(), readout)).to(u.device, u.dtype)
+
+    errors = die.once(("readout errors", tile, kv_heads, dims, u.dtype, u.device), made)
+    table = errors.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*u.shape, codes)
+    nearest = u.round().long() + top
+    return u + table.gather(-1, nearest[..., None])[..., 0]
+
+
+def _head_query(like: Tensor, query_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return head and query indices that broadcast against (b, h, t, anything)."""
+    return torch.arange(like.shape[1], device=like.device).view(1, -1, 1, 1), query_index[:, None, :, None]
+
+
+def _axis(size: int, like: Tensor, dim: int | None = None) -> Tensor:
+    """Return an index for the last axis, or one number for a single place."""
+    if dim is None:
+        return torch.tensor(size, device=like.device).view(1, 1, 1, 1)
+    return torch.arange(size, device=like.device).view(1, 1, 1, -1)
