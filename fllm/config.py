@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator
 
@@ -39,6 +39,8 @@ class RunConfig(_Strict):
         device: Overrides of device keys, for example ``{"readout.bits": 6}``.
         token_period: Time between two tokens, for example ``"10 us"``; ``"auto"`` is the model's own latency.
         model: Folder of a Hugging Face causal language model; None is the shipped base model.
+        adaptation: ``two_step`` adapts the range scalers to the device's non-linear cells as published (leroux2025,
+            equation 9), from their statistics on linear cells; nothing is trained.
         data_dir: Folder in the MIMIC-IV-Ext-CDM layout; None makes up a synthetic cohort.
         fields: Parts of the note that the model reads.
         num_cases: Cases of the synthetic cohort.
@@ -52,6 +54,7 @@ class RunConfig(_Strict):
         local_steps: Steps of each client per round.
         learning_rate: Peak rate of AdamW, made anew in each round.
         note_loss: Weight of the note's own tokens beside the answer in the training loss.
+        dies: Chips, none of them a hospital's, on which each round's model is evaluated.
         seed: Decides everything random.
         threads: CPU threads; equal results are promised for equal numbers of threads.
     """
@@ -60,6 +63,7 @@ class RunConfig(_Strict):
     device: dict[str, Any] = Field(default_factory=dict)
     token_period: str = "10 us"
     model: str | None = None
+    adaptation: Literal["none", "two_step"] = "none"
     data_dir: str | None = None
     fields: tuple[str, ...] = DEFAULT_FIELDS
     num_cases: Annotated[StrictInt, Field(ge=40, le=1_000_000)] = 1000
@@ -74,6 +78,7 @@ class RunConfig(_Strict):
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
     note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()
+    dies: Count = 1
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     threads: Count = 2
 

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from fllm.data import DIAGNOSES
+from hwsim import noise_key
 from hwsim.randomness import seed_of
+
+METRICS = ("accuracy", "macro_f1", "perplexity")
+"""Names of the numbers in :class:`Scores`."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,23 @@ class Scores:
         accuracy: Share of cases whose most likely diagnosis is right.
         macro_f1: Mean over the four diagnoses of the F1 score.
         perplexity: exp of the mean loss per token of the prompts, answers excluded.
-        correct: One flag per case, in the order given.
+        correct: 1 or 0 for each case, in the order given.
     """
 
     accuracy: float
     macro_f1: float
     perplexity: float
-    correct: tuple[bool, ...]
+    correct: tuple[float, ...]
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], batch_size: int, pad_id: int
-) -> Scores:
+    model: nn.Module, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], batch_size: int, pad_id: int,
+    noise_seed: int = 0,
+) -> Scores:  # fmt: skip
     """Score prompts by the likelihood of each diagnosis, normalised by its number of tokens.
+
+    Each prompt has a noise key of its own, so its score does not depend on the batch that it is in.
 
     Args:
         model: Causal language model; its mode is restored afterwards.
@@ -62,6 +69,7 @@ def evaluate(
         answers: Token ids of each diagnosis, in the order of ``DIAGNOSES``.
         batch_size: Prompts per forward pass.
         pad_id: Token used as padding.
+        noise_seed: Key of the noise of the device, if it has any.
 
     Returns:
         The metrics.
@@ -73,7 +81,9 @@ def evaluate(
     loss_sum, loss_count = 0.0, 0
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        scores, losses = _score_batch(model, [prompts[i] for i in part], answers, pad_id)
+        keys = torch.tensor([seed_of(noise_seed, "prompt", i) for i in part])
+        with noise_key(keys):
+            scores, losses = _score_batch(model, [prompts[i] for i in part], answers, pad_id)
         chosen[part] = scores.argmax(dim=1).numpy()
         loss_sum += losses.double().sum().item()
         loss_count += losses.numel()
@@ -83,8 +93,15 @@ def evaluate(
         accuracy=float((chosen == truth).mean()),
         macro_f1=macro_f1(truth, chosen),
         perplexity=math.exp(loss_sum / loss_count) if loss_count else math.nan,
-        correct=tuple(bool(x) for x in chosen == truth),
+        correct=tuple(float(x) for x in chosen == truth),
     )
+
+
+def over_dies(scores: Sequence[Scores]) -> Scores:
+    """Return the means over dies; ``correct`` becomes the share of dies on which a case came out right."""
+    share = np.mean([found.correct for found in scores], axis=0)
+    mean = {key: float(np.mean([getattr(found, key) for found in scores])) for key in METRICS}
+    return Scores(**mean, correct=tuple(share.tolist()))
 
 
 def _score_batch(
@@ -128,7 +145,7 @@ def macro_f1(truth: np.ndarray, chosen: np.ndarray) -> float:
     return float(f1_score(truth, chosen, labels=range(len(DIAGNOSES)), average="macro", zero_division=0))
 
 
-def bootstrap_interval(correct: Sequence[bool], *, seed: int, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(correct: Sequence[float], *, seed: int, draws: int = 2000) -> tuple[float, float]:
     """Return the 95 % percentile interval of an accuracy over redraws of the test cases."""
     flags = np.asarray(correct, dtype=float)
     rng = np.random.default_rng(seed_of(seed, "bootstrap", len(flags)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ from fllm.model.base import LoadedModel, load_model, model_facts
 from fllm.observer import Observer
 from fllm.record import NOT_MODELLED, assumptions, data_facts, device_facts, environment, sources
 from fllm.results import SCHEMA_VERSION
-from hwsim import gain_cell_layers
+from hwsim import Die, emulate, gain_cell_layers
+from hwsim.effects import idle_effects
+from hwsim.randomness import seed_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +50,20 @@ class Prepared:
     hospitals: list[Hospital]
     record: dict[str, Any]
     period_s: float | None
+    dies: list[Die]
 
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
     """Load device, cohort and model, cut the cohort into clients, and score the baselines."""
     torch.set_num_threads(config.threads)
     device = load_device(config.device_model, config.device)
-    ideal = load_device("ideal", {"window.tokens": device.window.tokens})
+    if device.readout.range == "learned":
+        raise InputError(
+            "a run trains adapters alone, so nothing learns the range of the readout",
+            where=f"{device.name}: readout.range", expected="fixed or calibrated", received="learned",
+            remedy="--set device.readout.range=calibrated",
+        )  # fmt: skip
+    ideal = _ideal_twin(device)
     observer.stage("reading the cohort")
     cohort = _cohort(config)
     split = split_cases(cohort.cases, test_fraction=config.test_fraction, seed=config.seed)
@@ -61,7 +71,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     observer.stage("loading the model")
     sample = [build_note(case, config.fields) for case in load_synthetic(40, n_hospitals=4, seed=1).cases[:16]]
     period = "auto" if config.token_period == "auto" else parse_quantity(config.token_period, "s")
-    loaded = load_model(config.model, device, period, sample)
+    loaded = load_model(config.model, device, period, sample, config.adaptation)
     facts = model_facts(loaded)
     answers = _answers(loaded)
     prompts = {case.hadm_id: _prompt(loaded, case, config, answers) for case in cohort.cases}
@@ -72,16 +82,27 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         config.local_steps, config.batch_size, config.learning_rate, config.note_loss, config.num_rounds, config.seed
     )
     pad_id = _pad_id(loaded)
-    hospitals = [
-        Hospital(index, [prompts[case.hadm_id] for case in cases], model, answers, pad_id, training)
-        for index, (_, cases) in enumerate(clients)
-    ]
     period_s = gain_cell_layers(model)[0].token_period_s
+    chips = [Die(seed_of(config.seed, "hospital's chip", index), device) for index in range(len(clients))]
+    hospitals = [
+        Hospital(
+            index, [prompts[case.hadm_id] for case in cases], model, answers, pad_id, training,
+            partial(emulate, model, device, die_seed=chip, token_period=period_s),
+        )
+        for index, ((_, cases), chip) in enumerate(zip(clients, chips, strict=True))
+    ]  # fmt: skip
+    dies = [Die(seed_of(config.seed, "die of evaluation", index), device) for index in range(config.dies)]
+    idle = idle_effects(device, die=True, noise=True, token_period_s=period_s)
     record = {
         "schema_version": SCHEMA_VERSION,
         "status": "running",
         "config": config.model_dump(mode="json"),
-        "seeds": {"run": config.seed, "cohort": config.seed, "die": 0},
+        "seeds": {
+            "run": config.seed,
+            "cohort": config.seed,
+            "client_dies": [chip.seed for chip in chips],
+            "evaluation_dies": [die.seed for die in dies],
+        },
         "environment": environment(config),
         "data": data_facts(config, cohort, split.train, split.test, clients, list(prompts.values())),
         "model": facts,
@@ -90,11 +111,21 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         "sources": sources(device),
         "assumptions": assumptions(device, config),
         "not_modelled": list(NOT_MODELLED),
+        "warnings": [f"no effect of {name}: {reason}" for name, reason in idle.items()],
         "rounds": [],
         "final": None,
     }
     test = [prompts[case.hadm_id] for case in split.test]
-    return Prepared(config, device, ideal, model, answers, pad_id, test, hospitals, record, period_s)
+    return Prepared(config, device, ideal, model, answers, pad_id, test, hospitals, record, period_s, dies)
+
+
+def _ideal_twin(device: DeviceModel) -> DeviceModel:
+    """Return the ideal device with this one's window, and with its activation, which the model was made for."""
+    ideal = load_device("ideal", {"window.tokens": device.window.tokens})
+    if device.activation.kind == "softmax":  # scalers and logits are calibrated to the device's currents
+        continuous = replace(device.activation, levels=None)
+        return replace(ideal, activation=continuous, saturation=device.saturation, cell=device.cell)
+    return ideal
 
 
 def _cohort(config: RunConfig) -> Cohort:

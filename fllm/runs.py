@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 from flwr.app import Context, MetricRecord, RecordDict
 from torch import Tensor
 
-from device_models import InputError
+from device_models import DeviceModel, InputError
 from fllm.config import RunConfig, validate_config
-from fllm.evaluation import Scores, bootstrap_interval, evaluate
+from fllm.evaluation import METRICS, Scores, bootstrap_interval, evaluate, over_dies
 from fllm.federation.client_app import COUNT_PREFIX, make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.server_app import Round, RoundFailed, make_server_app
@@ -28,7 +28,8 @@ from fllm.preparation import Prepared, prepare
 from fllm.record import prices
 from fllm.report import render
 from fllm.results import read_result, write_result, write_rounds_csv
-from hwsim import EventCounts, emulate, price
+from hwsim import Die, EventCounts, emulate, price
+from hwsim.effects import is_configured
 
 RESULT = "result.json"
 ADAPTER = "adapter"
@@ -167,6 +168,8 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     observer.stage("writing the report")
     record["final"] = _final(prepared, scores, time.monotonic() - started)
+    if is_configured(prepared.device, "refresh") and not record["final"]["counts"].get("attention.refresh_conversion"):
+        record["warnings"].append("no effect of refresh: no token of this run grew as old as its interval")
     record["status"] = "completed"
     _write(record, folder)
     render(record, folder)
@@ -190,15 +193,23 @@ def _replace_adapter(folder: Path) -> None:
     (folder / NEXT_ADAPTER).rename(folder / ADAPTER)
 
 
-def _evaluate(prepared: Prepared) -> dict[str, Scores]:
-    """Score the adapter on the ideal device and on the emulated one, and leave the model on the latter."""
-    scores = {}
-    for name, device in (("ideal", prepared.ideal), ("hardware", prepared.device)):
-        emulate(prepared.model, device, token_period=prepared.period_s)
-        scores[name] = evaluate(
-            prepared.model, prepared.test, prepared.answers, 2 * prepared.config.batch_size, prepared.pad_id
-        )
-    return scores
+@dataclass(frozen=True)
+class _Evaluation:
+    """Scores of one model on the ideal device and on each die of the emulated one."""
+
+    ideal: Scores
+    dies: list[Scores]
+
+
+def _evaluate(prepared: Prepared) -> _Evaluation:
+    """Score the adapter on the ideal device and on every die of the emulated one."""
+
+    def score(device: DeviceModel, die: Die | None) -> Scores:
+        emulate(prepared.model, device, die_seed=die, token_period=prepared.period_s)
+        batch, seed = 4 * prepared.config.batch_size, prepared.config.seed
+        return evaluate(prepared.model, prepared.test, prepared.answers, batch, prepared.pad_id, seed)
+
+    return _Evaluation(score(prepared.ideal, None), [score(prepared.device, die) for die in prepared.dies])
 
 
 def _counts(metrics: MetricRecord) -> EventCounts:
@@ -212,8 +223,7 @@ def _counts(metrics: MetricRecord) -> EventCounts:
     return counts
 
 
-def _row(number: int, prepared: Prepared, scores: Mapping[str, Scores], outcome: Round | None = None) -> dict[str, Any]:
-    ideal, hardware = scores["ideal"], scores["hardware"]
+def _row(number: int, prepared: Prepared, scores: _Evaluation, outcome: Round | None = None) -> dict[str, Any]:
     counts = _counts(outcome.metrics) if outcome else EventCounts()
     cost = price(counts, prepared.device)
     return {
@@ -228,28 +238,35 @@ def _row(number: int, prepared: Prepared, scores: Mapping[str, Scores], outcome:
         "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
         "energy_per_token_j": cost.energy_per_token_j,
         "latency_per_token_s": cost.latency_per_token_s,
-        "ideal": {"accuracy": ideal.accuracy, "macro_f1": ideal.macro_f1, "perplexity": ideal.perplexity},
-        # One die: devices without mismatch have no second one that differs
-        "hardware": {
-            key: {"mean": getattr(hardware, key), "std": 0.0, "dies": 1}
-            for key in ("accuracy", "macro_f1", "perplexity")
-        },
+        "ideal": {key: getattr(scores.ideal, key) for key in METRICS},
+        "hardware": {key: _spread([getattr(die, key) for die in scores.dies]) for key in METRICS},
         "adapter_sha256": adapter_digest(get_adapter(prepared.model)),
     }
 
 
-def _final(prepared: Prepared, scores: Mapping[str, Scores], seconds: float) -> dict[str, Any]:
+def _spread(values: list[float]) -> dict[str, Any]:
+    """Return the mean over dies and their standard deviation, 0 for a single one."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "dies": len(values),
+    }
+
+
+def _final(prepared: Prepared, scores: _Evaluation, seconds: float) -> dict[str, Any]:
     record, last = prepared.record, prepared.record["rounds"][-1]
     majority = record["baselines"]["majority"]["accuracy"]
     linear = record["baselines"].get("tfidf_logreg", {}).get("accuracy", majority)
-    gained = scores["hardware"].accuracy - majority
+    hardware = over_dies(scores.dies)
+    gained = hardware.accuracy - majority
     tokens, parts = last["tokens"], last["energy_j"]["parts"]
     return {
-        "accuracy_ideal": scores["ideal"].accuracy,
-        "accuracy_hardware": scores["hardware"].accuracy,
+        "accuracy_ideal": scores.ideal.accuracy,
+        "accuracy_hardware": hardware.accuracy,
         "gap_closed": gained / (linear - majority) if linear > majority else None,
         "accuracy_interval_95": {
-            name: list(bootstrap_interval(score.correct, seed=prepared.config.seed)) for name, score in scores.items()
+            name: list(bootstrap_interval(score.correct, seed=prepared.config.seed))
+            for name, score in (("ideal", scores.ideal), ("hardware", hardware))
         },
         "energy_per_token_j": last["energy_per_token_j"],
         "energy_per_token_parts_j": {part: energy / tokens for part, energy in parts.items()} if tokens else {},

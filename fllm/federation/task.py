@@ -6,7 +6,7 @@ Knows torch and prompts, not Flower.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from fllm.evaluation import Prompt, padded
 from fllm.model.adapters import get_adapter, set_adapter
-from hwsim import EventCounts, count_events
-from hwsim.randomness import generator
+from hwsim import EventCounts, count_events, noise_key
+from hwsim.randomness import generator, seed_of
 
 NOTE_STRIDE = 16
 """One in so many tokens of a note gets a loss in each step."""
@@ -80,6 +80,7 @@ class Hospital:
         answers: Token ids of each diagnosis.
         pad_id: Padding token.
         training: Settings.
+        put_on_chip: Puts the model on this hospital's own chip; None leaves it where it is.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Hospital:
         answers: Sequence[Sequence[int]],
         pad_id: int,
         training: LocalTraining,
+        put_on_chip: Callable[[], object] | None = None,
     ) -> None:
+        self.put_on_chip = put_on_chip
         self.partition, self.prompts, self.model = partition, prompts, model
         self.answers, self.pad_id, self.training = answers, pad_id, training
         self.lengths = [len(prompt.tokens) for prompt in prompts]
@@ -99,6 +102,8 @@ class Hospital:
         """Train one round from the given adapter; a function of (adapter, seed, round, partition) alone."""
         model, training = self.model, self.training
         set_adapter(model, adapter)
+        if self.put_on_chip is not None:
+            self.put_on_chip()
         model.train()
         weights = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(weights, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -110,9 +115,11 @@ class Hospital:
                 batch = [self.prompts[i] for i in order[(step - 1) * training.batch_size : step * training.batch_size]]
                 for group in optimiser.param_groups:
                     group["lr"] = training.rate(server_round, step)
-                answer_loss, note_loss = self._losses(batch, step)
-                optimiser.zero_grad(set_to_none=True)
-                (answer_loss + training.note_loss * note_loss).backward()
+                # The tokens of each step are written anew: new noise
+                with noise_key(seed_of(training.seed, "noise", server_round, self.partition, step)):
+                    answer_loss, note_loss = self._losses(batch, step)
+                    optimiser.zero_grad(set_to_none=True)
+                    (answer_loss + training.note_loss * note_loss).backward()
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimiser.step()
                 losses.append(answer_loss.item())

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from device_models import DeviceModel, InputError
 from fllm.model.checkpoints import is_packed, load_packed, load_scalers
-from hwsim import BitLinear, calibrate_range_scalers, emulate, gain_cell_layers
+from hwsim import (
+    Adaptation,
+    BitLinear,
+    adapt_range_scalers,
+    calibrate_range_scalers,
+    calibrate_readout,
+    emulate,
+    gain_cell_layers,
+    linear_twin,
+)
 
 SHIPPED = "fllm-tiny-bitnet"
 """Name of the base model inside the package."""
+SAMPLE_TOKENS = 256
+"""Longest piece of a sample text that statistics are taken from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +43,8 @@ class LoadedModel:
         sha256: Digest over the files of the folder.
         ternarised: Whether full-precision weights were rounded to ternary after training.
         calibrated: Whether range scalers were set from statistics because the folder has none.
+        readout_calibrated: Whether the range of the readout was set from statistics.
+        adaptation: What the two-step adaptation came to, if it was asked for.
     """
 
     model: nn.Module
@@ -39,10 +53,16 @@ class LoadedModel:
     sha256: str
     ternarised: bool
     calibrated: bool
+    readout_calibrated: bool = False
+    adaptation: Adaptation | None = None
 
 
 def load_model(
-    folder: str | Path | None, device: DeviceModel, token_period: float | str, sample: Sequence[str]
+    folder: str | Path | None,
+    device: DeviceModel,
+    token_period: float | str,
+    sample: Sequence[str],
+    adaptation: Literal["none", "two_step"] = "none",
 ) -> LoadedModel:
     """Load a causal language model and emulate it.
 
@@ -50,26 +70,34 @@ def load_model(
         folder: Hugging Face model folder; None is the shipped base model.
         device: The device.
         token_period: [s], or ``"auto"``.
-        sample: Texts without patient data, from which range scalers are set where the folder has none.
+        sample: Texts without patient data, from whose statistics scalers and ranges are set.
+        adaptation: ``two_step`` adapts the scalers to the device from what they give on its linear twin.
 
     Returns:
         The model in evaluation mode, in float32.
 
     Raises:
-        InputError: If the folder is no loadable causal language model.
+        InputError: If the folder is no loadable causal language model, or its scalers are made for another attention.
     """
     if folder is None:
         with as_file(files("fllm.model") / "assets" / SHIPPED) as path:
-            return _load(path, SHIPPED, device, token_period, sample)
+            return _load(path, SHIPPED, device, token_period, sample, adaptation)
     path = Path(folder)
     if not path.is_dir():
         raise InputError(
             "no such model folder", where=str(path), expected="a Hugging Face model folder", remedy="check --model"
         )
-    return _load(path, path.name, device, token_period, sample)
+    return _load(path, path.name, device, token_period, sample, adaptation)
 
 
-def _load(path: Path, name: str, device: DeviceModel, token_period: float | str, sample: Sequence[str]) -> LoadedModel:
+def _load(
+    path: Path, name: str, device: DeviceModel, token_period: float | str, sample: Sequence[str], adaptation: str
+) -> LoadedModel:
+    if adaptation == "two_step" and device.cell.law == "linear":
+        raise InputError(
+            "the cell is linear: there is nothing to adapt to", where="adaptation", expected="none for this device",
+            received=adaptation,
+        )  # fmt: skip
     packed = is_packed(path)
     model = load_packed(path) if packed else _load_plain(path)
     tokenizer = _load_tokenizer(path)
@@ -81,13 +109,49 @@ def _load(path: Path, name: str, device: DeviceModel, token_period: float | str,
         )  # fmt: skip
     had_ternary = any(isinstance(layer, BitLinear) for layer in model.modules())
     emulate(model, device, token_period=token_period)  # type: ignore[arg-type]  # "auto" or seconds, checked before
-    calibrated = not load_scalers(model, path)
-    if calibrated:
-        calibrate_range_scalers(model, [tokenizer(text, return_tensors="pt").input_ids[:, :256] for text in sample])
+    stored = load_scalers(model, path)
+    _check_activation(device, stored, path)
+    texts = [tokenizer(text, return_tensors="pt").input_ids[:, :SAMPLE_TOKENS] for text in sample]
+    readout = device.readout.range != "fixed" and "full_scale" not in stored
+    adapted = None
+    if adaptation == "two_step":
+        adapted = _adapt(model, device, texts, calibrate=not stored, readout=readout)
+    elif not stored:
+        calibrate_range_scalers(model, texts)
+    if readout:
+        calibrate_readout(model, texts, most=1.0)
     for layer in model.modules():
         if isinstance(layer, BitLinear):
             layer.freeze_()
-    return LoadedModel(model.eval(), tokenizer, name, _digest(path), not had_ternary, calibrated)
+    return LoadedModel(
+        model.eval(), tokenizer, name, _digest(path), not had_ternary, not stored, readout, adapted
+    )  # fmt: skip
+
+
+def _check_activation(device: DeviceModel, stored: Set[str], path: Path) -> None:
+    """Refuse scalers of a model that was made for the other attention function."""
+    softmax = device.activation.kind == "softmax"
+    if stored and softmax != ("logit_gain" in stored):
+        made_for = "hard_sigmoid" if softmax else "softmax"
+        raise InputError(
+            f"the model's range scalers are made for {made_for} attention", where=str(path),
+            expected=f"a model for activation.kind {device.activation.kind}",
+            remedy=f"set activation.kind={made_for}, or take a stock softmax model (--model)"
+            if softmax else f"set activation.kind={made_for}",
+        )  # fmt: skip
+
+
+def _adapt(
+    model: nn.Module, device: DeviceModel, texts: Sequence[Tensor], *, calibrate: bool, readout: bool
+) -> Adaptation:
+    """Set what is missing on the linear twin of the device, then adapt to the device."""
+    for layer in gain_cell_layers(model):
+        layer.put_on(linear_twin(device))
+    if calibrate:
+        calibrate_range_scalers(model, texts)
+    if readout:
+        calibrate_readout(model, texts, most=1.0)
+    return adapt_range_scalers(model, device, texts)
 
 
 def _load_plain(path: Path) -> nn.Module:
@@ -134,7 +198,12 @@ def model_facts(loaded: LoadedModel) -> dict[str, object]:
     model = loaded.model
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     heads = config.num_attention_heads
-    return {
+    adapted = loaded.adaptation
+    facts: dict[str, object] = {} if adapted is None else {
+        "adaptation_iterations": adapted.iterations,
+        "adaptation_largest_mismatch": adapted.mismatch,
+    }  # fmt: skip
+    return facts | {
         "name": loaded.name,
         "sha256": loaded.sha256,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -144,4 +213,5 @@ def model_facts(loaded: LoadedModel) -> dict[str, object]:
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "ternarised_after_training": loaded.ternarised,
         "range_scalers_from_statistics": loaded.calibrated,
+        "readout_range_from_statistics": loaded.readout_calibrated,
     }

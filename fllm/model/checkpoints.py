@@ -23,6 +23,8 @@ from hwsim.integrations.transformers import NAME as GAIN_CELL
 
 WEIGHTS = "model.safetensors"
 SCALERS = "gain_cell.safetensors"
+OPTIONAL = {"full_scale", "logit_gain"}
+"""Scalers that only some devices have."""
 
 
 def pack_codes(codes: Tensor) -> Tensor:
@@ -143,21 +145,39 @@ def _decoded(name: str, tensor: Tensor, folder: Path) -> Tensor:
         raise InputError(str(error), where=f"{folder / WEIGHTS}: {name}", remedy="get the file again") from None
 
 
-def load_scalers(model: torch.nn.Module, folder: Path) -> bool:
-    """Load the range scalers of an emulated model, if the folder has any; say whether it had."""
+def load_scalers(model: torch.nn.Module, folder: Path) -> frozenset[str]:
+    """Load the range scalers of an emulated model, if the folder has any.
+
+    ``full_scale`` and ``logit_gain`` are those of devices that have them: a file may do without, and what a file has
+    beyond the model's device is left out.
+
+    Returns:
+        The kinds of scalers in the file, such as ``query`` and ``full_scale``; none without a file.
+
+    Raises:
+        InputError: If the file cannot be read or does not fit the model.
+    """
     if not (folder / SCALERS).is_file():
-        return False
+        return frozenset()
     state = _read_tensors(folder / SCALERS)
     own = {name: tensor for name, tensor in model.state_dict().items() if f".{GAIN_CELL}." in name}
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
+    heads = {name.rpartition("query.gain")[0]: t.shape for name, t in own.items() if name.endswith("query.gain")}
+    wanted = {name: tensor.shape for name, tensor in own.items() if _last(name) not in OPTIONAL}
+    stored = {_last(name) for name in state} & OPTIONAL
+    wanted |= {prefix + kind: shape for prefix, shape in heads.items() for kind in stored}
+    if wanted != {name: tensor.shape for name, tensor in state.items()}:
         raise InputError(
             "range scalers do not fit the model",
             where=str(folder / SCALERS),
-            expected=f"{len(own)} tensors of its shapes",
+            expected=f"{len(wanted)} tensors of its shapes",
             received=len(state),
         )
-    model.load_state_dict(state, strict=False)
-    return True
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+    return frozenset(name.rpartition(f".{GAIN_CELL}.")[2].partition(".")[0] for name in state)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

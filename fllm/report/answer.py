@@ -141,6 +141,7 @@ def limits(result: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"One run with one seed{'' if seed is None else f' ({seed})'}: the spread between seeds is not known from it."
     )
+    lines += [f"Configured, but without effect in this run: {text}." for text in result.get("warnings") or []]
     truncated = result["data"].get("truncated_prompts")
     if truncated:
         lines.append(f"{plural(truncated, 'prompt')} did not fit the model's window and lost part of the text.")

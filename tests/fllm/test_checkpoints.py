@@ -143,7 +143,73 @@ def test_folder_without_scalers_says_so(tmp_path: Path) -> None:
     (tmp_path / SCALERS).unlink()
     loaded = load_packed(tmp_path)
     emulate(loaded, DEVICE, token_period=1e-5)
-    assert load_scalers(loaded, tmp_path) is False
+    assert load_scalers(loaded, tmp_path) == frozenset()
+
+
+def on(overrides: dict[str, object], folder: Path) -> BitNetForCausalLM:
+    """Return the plain model of a folder on another device."""
+    model = load_packed(folder)
+    emulate(model, load_device("gaincell_28nm", overrides), token_period=1e-5)
+    return model
+
+
+def change_scalers(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / SCALERS)
+    edit(tensors)
+    save_file(tensors, folder / SCALERS, metadata={"format": "pt"})
+
+
+RANGE = {"readout.range": "calibrated"}
+SOFTMAX = {"activation.kind": "softmax", "readout_qk.bits": 8}
+PLAIN = {"query", "key", "value", "output"}
+
+
+def test_scalers_of_some_devices_come_with_them(tmp_path: Path) -> None:
+    model = on({**RANGE, **SOFTMAX}, SHIPPED)
+    for index, cells in enumerate(gain_cell_layers(model)):
+        cells.full_scale.data.fill_(0.5 + 0.1 * index)
+        cells.logit_gain.data.fill_(3.0 + index)
+    write_packed(model, tmp_path)
+    loaded = on({**RANGE, **SOFTMAX}, tmp_path)
+    assert load_scalers(loaded, tmp_path) == PLAIN | {"full_scale", "logit_gain"}
+    for a, b in zip(gain_cell_layers(model), gain_cell_layers(loaded), strict=True):
+        assert torch.equal(a.full_scale, b.full_scale) and torch.equal(a.logit_gain, b.logit_gain)
+    # a device that fixes both takes the others
+    plain = on({}, tmp_path)
+    assert load_scalers(plain, tmp_path) == PLAIN | {"full_scale", "logit_gain"}
+    for a, b in zip(gain_cell_layers(model), gain_cell_layers(plain), strict=True):
+        assert torch.equal(a.query.gain, b.query.gain) and b.full_scale is None
+
+
+def test_file_may_do_without_scalers_of_some_devices(tmp_path: Path) -> None:
+    model = on({**RANGE, **SOFTMAX}, SHIPPED)
+    assert load_scalers(model, SHIPPED) == PLAIN
+    assert all((cells.full_scale == 1.0).all() for cells in gain_cell_layers(model))
+
+
+def drop_of_one_layer(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.layers.1.self_attn.gain_cell.full_scale"]
+
+
+def shorten_of_one_layer(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.1.self_attn.gain_cell.full_scale"] = torch.ones(1)
+
+
+def drop_plain(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.layers.1.self_attn.gain_cell.key.gain"]
+
+
+def add_unknown(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.1.self_attn.gain_cell.softness"] = torch.ones(2)
+
+
+@pytest.mark.parametrize("edit", [drop_of_one_layer, shorten_of_one_layer, drop_plain, add_unknown])
+@pytest.mark.parametrize("device", [RANGE, {}], ids=["calibrated", "fixed"])
+def test_scalers_that_do_not_fit_are_refused(tmp_path: Path, edit: Callable, device: dict) -> None:
+    write_packed(on(RANGE, SHIPPED), tmp_path)
+    change_scalers(tmp_path, edit)
+    with pytest.raises(InputError, match="range scalers do not fit the model"):
+        load_scalers(on(device, tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(

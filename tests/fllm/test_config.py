@@ -83,6 +83,8 @@ def test_unknown_key_names_the_nearest(tree: dict[str, Any], named: str) -> None
         ("label_concentration", True),
         ("label_concentration", 0.0),
         ("model", 3),
+        ("adaptation", "twostep"),
+        ("adaptation", None),
         ("device", None),
         ("device", "readout.bits"),
         ("fields", "history"),
