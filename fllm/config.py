@@ -72,7 +72,7 @@ class RunConfig(_Strict):
     test_fraction: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.2
     max_tokens: Annotated[StrictInt, Field(ge=16)] = 384
     num_clients: Count = 4
-    num_rounds: Count = 13
+    num_rounds: Count = 10
     batch_size: Count = 8
     local_steps: Count = 20
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3

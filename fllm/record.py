@@ -115,6 +115,7 @@ def device_facts(device: DeviceModel, config: RunConfig, period_s: float | None)
             "kind": "derived" if automatic else "assumed",
             "note": "the model's own latency per token" if automatic else _PERIOD_NOTE,
         },
+        "activation": device.activation.kind,
         "values": [
             {
                 "key": key,

@@ -241,6 +241,20 @@ def _dies_line(found: Answer) -> str:
     )
 
 
+def activation_line(result: Mapping[str, Any]) -> str:
+    """Say what stood between the two products, and what it cost where that is an event of its own."""
+    kind = result["device"].get("activation")
+    if kind == "hard_sigmoid":
+        return "Activation between the products: hard sigmoid, analog; its cost is part of the arrays'"
+    if kind != "softmax":
+        return ""
+    row = next(
+        (row for row in (result.get("final") or {}).get("prices", ()) if row["event"] == "attention.softmax"), None
+    )
+    cost = "" if row is None else f", {engineering(row['energy_per_token_j'], 'J')} per token"
+    return f"Activation between the products: softmax, digital{cost}; queries are read twice, by sign"
+
+
 def token_period_line(result: Mapping[str, Any]) -> str:
     """Say which time between tokens the ages of the stored values follow from."""
     period = result["device"].get("token_period") or {}

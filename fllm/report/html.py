@@ -84,6 +84,8 @@ def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     assumed = facts.energy_by_kind(result).get("assumed")
     if assumed is not None:
         energy.append(f"{percent(assumed, 0)} of it rests on assumed prices")
+    if activation := facts.activation_line(result):
+        energy.append(activation)
     period = facts.token_period_line(result)
     return [
         ("Energy per token", engineering(found.energy_per_token_j, "J"), energy),

@@ -11,6 +11,7 @@ import matplotlib
 import pytest
 
 from fllm.report import render
+from fllm.report.answer import activation_line, limits
 from fllm.results import read_result, write_result
 
 FIGURES = ("rounds", "loss", "energy_parts", "communication")
@@ -228,3 +229,20 @@ def test_shares_of_the_energy_table_add_up(result: dict[str, Any]) -> None:
     shares = [float(group.heading[-1].split()[0]) for group in table.groups if group.heading]
     assert shares[-1] == 100.0
     assert sum(shares[:-1]) == pytest.approx(100.0, abs=0.05 * len(shares))
+
+
+@pytest.mark.parametrize(
+    ("kind", "prices", "said"),
+    [
+        ("hard_sigmoid", [], "hard sigmoid, analog"),
+        ("softmax", [{"event": "attention.softmax", "energy_per_token_j": 2e-9}], "softmax, digital, 2.00 nJ per token"),
+    ],
+)
+def test_the_activation_and_its_cost_are_named(kind: str, prices: list[dict[str, Any]], said: str) -> None:
+    result = {"device": {"activation": kind}, "final": {"prices": prices}}
+    assert said in activation_line(result).replace("\xa0", " ")
+
+
+def test_effects_that_never_acted_stand_among_the_limits(result: dict[str, Any]) -> None:
+    result["warnings"] = ["no effect of refresh: too seldom"]
+    assert any("no effect of refresh: too seldom" in line for line in limits(result))
