@@ -30,7 +30,7 @@ def prices(counts: Mapping[str, int], tokens: int, device: DeviceModel) -> list[
         if cost.part is None or not tokens:
             continue
         number, source = counts.get(event, 0) / tokens, device.provenance.get(cost.key)
-        if source is None:  # a file may leave out the price of what its device never does
+        if source is None or not number:  # what the device never does has no place in the table, nor need for a price
             continue
         rows.append(
             {

@@ -49,6 +49,10 @@ class Die:
         """Return the arrays of another layer on the same chip."""
         return replace(self, layer=layer)
 
+    def on(self, device: DeviceModel) -> Die:
+        """Return the same deviates with the strengths of another device; this die where it is the same device."""
+        return self if device is self.device else replace(self, device=device, _derived={})
+
     def cells(self, what: str, array: Array, heads: int, slots: Tensor, head_dim: int) -> Tensor:
         """Return standard normal deviates (heads, slots, head_dim) of cells, in float32.
 

@@ -68,7 +68,8 @@ def gain_cell_attention(
     layout = causal_layout(query.shape[2], device, query.device)
     tables = AttentionTables(layout, device, token_period_s, query.dtype)
     keys = sequence_keys(read_key, query.shape[0], query.device)
-    return attend(query, key, value, device, tables, Place(die, keys, 0 if die is None else die.layer))
+    place = Place(None, keys) if die is None else Place(die.on(device), keys, die.layer)
+    return attend(query, key, value, device, tables, place)
 
 
 def attend(

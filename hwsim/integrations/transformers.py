@@ -220,6 +220,7 @@ def emulate(
         _put_linears_on_arrays(inner, device)
     if attention:
         die = Die(die_seed, device) if isinstance(die_seed, int) else die_seed
+        die = None if die is None else die.on(device)
         _put_attention_on_cells(inner, device, die, noise_seed)
         period = _period(inner, device, token_period)
         warn_of_idle_effects(device, die=die is not None, noise=noise_seed is not None, token_period_s=period)
