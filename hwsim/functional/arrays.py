@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from device_models.cell import polynomial
 from device_models.schema import DeviceModel
@@ -45,6 +46,10 @@ KEPT_COEFFICIENTS = 1 << 22
 """Coefficients of nodes are kept with the die up to this size, and made anew at each use beyond it."""
 
 
+CURRENTS_AT_ONCE = 1 << 20
+"""Currents (rows x columns x dimensions, batch and heads included) held at once where each is computed by itself."""
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Images of the cells of a block and their weights.
@@ -58,6 +63,9 @@ class Images:
     states: Tensor
     weights: Tensor
     constant: tuple[float, Tensor] | None = None
+
+
+Product = Callable[[Tensor, Images | Tensor], Tensor]
 
 
 class CellArray:
@@ -97,22 +105,51 @@ class CellArray:
         """Return the second product over its saturation, (b, kv_heads, group, rows, head_dim)."""
         return self._through(pulses, block, _charge)
 
-    def _through(self, x: Tensor, block: Block, product: Callable[[Tensor, Images | Tensor], Tensor]) -> Tensor:
-        out = product(x, self._read(block, surrogate=False))
+    def _through(self, x: Tensor, block: Block, product: Product) -> Tensor:
+        """Multiply in as many steps as memory wants; (..., rows, any) to (..., rows, any)."""
+        cells = self.cells
+        nodes = None
+        if not self.proportional:
+            cells = at_slots(cells, torch.arange(block.first, block.last, device=x.device))
+            nodes = self._nodes(block, cells)
+            if nodes is None or nodes[0] >= block.stop - block.start:
+                return self._in_steps(x, block, cells, product)
+        out = product(x, self._images(block, cells, nodes, surrogate=False))
         if self.straight:
             return out
-        smooth = product(x, self._read(block, surrogate=True))
+        smooth = product(x, self._images(block, cells, nodes, surrogate=True))
         return smooth + (out - smooth).detach()
 
-    def _read(self, block: Block, *, surrogate: bool) -> Images | Tensor:
-        """Return the images of a block, or the currents of each (row, column, dimension)."""
-        if self.proportional:
+    def _images(
+        self, block: Block, cells: CellDeviations, nodes: tuple[int, int] | None, *, surrogate: bool
+    ) -> Images:  # fmt: skip
+        if nodes is None:
             return self._power_images(block, surrogate=surrogate)
-        cells = at_slots(self.cells, torch.arange(block.first, block.last, device=self.epochs[0].device))
-        nodes = self._nodes(block, cells)
-        if nodes is None or nodes[0] >= block.stop - block.start:
-            return self._exact(block, cells, surrogate=surrogate)
         return self._node_images(block, cells, nodes, surrogate=surrogate)
+
+    def _in_steps(self, x: Tensor, block: Block, cells: CellDeviations, product: Product) -> Tensor:
+        """Multiply with the currents of each (row, column, dimension), a few rows at a time."""
+
+        def some(rows: Tensor, part: Block) -> Tensor:
+            out = product(rows, self._exact(part, cells, surrogate=False))
+            if self.straight:
+                return out
+            smooth = product(rows, self._exact(part, cells, surrogate=True))
+            return smooth + (out - smooth).detach()
+
+        of_a_row = self.epochs[0][:, :, block.columns].numel()
+        step = max(1, CURRENTS_AT_ONCE // of_a_row)
+        if step >= block.stop - block.start:
+            return some(x, block)
+        parts = []
+        for start in range(block.start, block.stop, step):
+            part = Block(start, min(start + step, block.stop), block.first, block.last)
+            rows = x[..., start - block.start : part.stop - block.start, :]
+            # Computed again in the backward pass: all currents of all rows would not fit
+            parts.append(
+                checkpoint(some, rows, part, use_reentrant=False) if torch.is_grad_enabled() else some(rows, part)
+            )
+        return torch.cat(parts, dim=-2)
 
     def _law(self, *, surrogate: bool) -> tuple[float, ...]:
         """Return the polynomial of the current over the saturation, in volts from the zero level."""

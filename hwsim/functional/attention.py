@@ -35,7 +35,6 @@ from hwsim.functional.reads import (
     write_deviates,
 )
 
-
 READS = {1.0: "score", -1.0: "score of negative queries"}
 """Names of the two reads of a signed query, for their noise."""
 

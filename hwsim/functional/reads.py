@@ -143,9 +143,9 @@ def scores_to_pulses(
 
 
 def noisy_scores(
-    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor, kv_heads: int,
-    what: str = "score",
-) -> Tensor:
+    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor,
+    kv_heads: int, what: str = "score",
+) -> Tensor:  # fmt: skip
     """Add the column offsets and the noise of bit line and comparator to scores over their saturation.
 
     Noise of cells and comparator is Gaussian and independent: one draw of the summed variance. ``what`` names the

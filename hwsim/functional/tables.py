@@ -13,7 +13,6 @@ from device_models.schema import DeviceModel
 from hwsim.functional.attention import decay_by_age, require_period
 from hwsim.functional.layout import SlotLayout
 
-
 MOST_REFRESHES = 256
 """Each refresh of a token is one more state of all cells to keep and to read."""
 
