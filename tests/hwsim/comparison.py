@@ -10,7 +10,6 @@ from torch import Tensor
 
 from device_models import DeviceModel, load_device
 from device_models.consistency import taken_along
-from hwsim import Die
 from tests import tolerances
 
 Attention = Callable[..., Tensor]
@@ -56,11 +55,11 @@ def inputs(
 
 
 def values_and_gradients(
-    attention: Attention, tensors: list[Tensor], device: DeviceModel, period: float | None, *,
-    die: Die | None = None, read_key: int | Tensor | None = None, **more: Any,
-) -> list[Tensor]:  # fmt: skip
+    attention: Attention, tensors: list[Tensor], device: DeviceModel, period: float | None, **chip: Any
+) -> list[Tensor]:
+    """Return output and gradients; ``chip`` is ``die`` and ``read_key``."""
     q, k, v = (x.clone().requires_grad_() for x in tensors)
-    out = attention(q, k, v, device, token_period_s=period, die=die, read_key=read_key, **more)
+    out = attention(q, k, v, device, token_period_s=period, **chip)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).mul(7).cos().view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), (q, k, v))]
 

@@ -1,4 +1,4 @@
-"""Tiny random language models of eight architectures, put on a device on which their attention matters."""
+"""Tiny random language models of nine architectures, put on a device on which their attention matters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from device_models import DeviceModel, load_device
 from hwsim import emulate, gain_cell_layers
+from tests.hwsim.comparison import every_effect
 
 VOCABULARY = 40
 PERIOD = 1e-4  # [s] the oldest of 12 tokens keeps 79 % at 5 ms
@@ -33,6 +34,7 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "llama": _of("LlamaForCausalLM", "LlamaConfig", **_LLAMA),
     "mistral": _of("MistralForCausalLM", "MistralConfig", **_LLAMA, sliding_window=8),
     "qwen2": _of("Qwen2ForCausalLM", "Qwen2Config", **_LLAMA),
+    "qwen3": _of("Qwen3ForCausalLM", "Qwen3Config", **_LLAMA, head_dim=8),
     "gpt2": _of("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=2, n_head=4, n_positions=64, **_SHARED),
     "opt": _of(
         "OPTForCausalLM", "OPTConfig", hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
@@ -49,10 +51,17 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+SMALL = {"window.tokens": 12, "tile.slots": 8, "saturation.qk": "15 uA", "saturation.av": "20 uA"}
+
+
 def small_device(name: str = "gaincell_28nm", **overrides: object) -> DeviceModel:
     """Twelve tokens in sub-tiles of eight slots, saturating at the currents of eight dimensions."""
-    small = {"window.tokens": 12, "tile.slots": 8, "saturation.qk": "15 uA", "saturation.av": "20 uA"}
-    return load_device(name, {**small, **overrides})
+    return load_device(name, {**SMALL, **overrides})
+
+
+def full_device(**overrides: object) -> DeviceModel:
+    """Return a small device with every effect on; the oldest token is refreshed three times."""
+    return every_effect(**{**SMALL, **overrides})
 
 
 def plain_model(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
@@ -94,3 +103,8 @@ def emulated_model(
 
 def token_ids(batch: int, tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(2, VOCABULARY, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def whole(model: Any, ids: Tensor) -> Tensor:
+    """Return the logits (batch, tokens, vocabulary) of whole sequences at once."""
+    return model(input_ids=ids, use_cache=False).logits

@@ -1,63 +1,32 @@
-"""Attention on gain cells: loop of the contract -> naive -> vectorised, in value and gradient."""
+"""Attention on the design of gain cells, without a chip: the contract, the naive and the vectorised twin."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from device_models import DeviceModel, load_device, preset_names
-from hwsim import gain_cell_attention, naive_gain_cell_attention
+from device_models import DeviceModel, InputError, load_device
+from hwsim import Die, gain_cell_attention, naive_gain_cell_attention
+from hwsim.functional.attention_tiled import attend
+from hwsim.functional.layout import causal_layout
+from hwsim.functional.tables import AttentionTables
 from tests import tolerances
+from tests.hwsim.comparison import (
+    CONTINUOUS_READOUT,
+    PERIOD,
+    SURROGATE,
+    Attention,
+    assert_same,
+    inputs,
+    values_and_gradients,
+)
 
-Attention = Callable[..., Tensor]
-PERIOD = 2e-5  # [s] strong enough decay at 5 ms to show within 100 tokens
-CONTINUOUS = {"input.levels": None, "storage.levels": None, "readout.bits": None, "readout.codes": "ideal"}
-SURROGATE = {"cell.backward": "linear", "cell.surrogate_slope": "19.3 uA/V"}
-
-
-def inputs(
-    batch: int, heads: int, kv_heads: int, tokens: int, head_dim: int, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> list[Tensor]:
-    """Draw pulses and voltages that overshoot every range a little, with few scores beyond saturation."""
-    rng = torch.Generator().manual_seed(seed)
-    q = torch.rand(batch, heads, tokens, head_dim, generator=rng, dtype=torch.float64) * 1.2 - 0.1
-    k, v = (
-        torch.rand(batch, kv_heads, tokens, head_dim, generator=rng, dtype=torch.float64) * 1.1 - 0.1 for _ in range(2)
-    )
-    return [x.to(dtype) for x in (q, k, v)]
-
-
-def values_and_gradients(
-    attention: Attention, tensors: list[Tensor], device: DeviceModel, period: float | None
-) -> list[Tensor]:
-    q, k, v = (x.clone().requires_grad_() for x in tensors)
-    out = attention(q, k, v, device, token_period_s=period)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).cos().view_as(out)
-    return [out.detach(), *torch.autograd.grad((out * weight).sum(), (q, k, v))]
-
-
-def assert_same(
-    got: list[Tensor], expected: list[Tensor], relative: float, *, step: float = 0.0, flips: float = 0.0
-) -> None:
-    """Compare output and gradients; with ``flips`` that share of outputs may lie one step apart."""
-    for name, a, b in zip(("output", "query", "key", "value"), got, expected, strict=True):
-        assert a.shape == b.shape and torch.isfinite(a).all(), name
-        scale = b.abs().max().item()
-        error = (a - b).abs() / (scale or 1.0)
-        if not flips:
-            assert error.max() <= relative, f"{name}: {error.max():.3g}"
-        elif name == "output":
-            apart = (a - b).abs() > relative * scale
-            assert apart.double().mean() <= flips, f"{apart.double().mean():.3g} of the outputs differ"
-            assert (a - b).abs().max() <= step * (1 + 1e-3) + relative * scale
-        else:
-            assert error.double().square().mean().sqrt() <= tolerances.FLOAT32_GRADIENT, name
-
+CONTINUOUS = {"input.levels": None, "storage.levels": None, **CONTINUOUS_READOUT}
 
 # ---- the contract, read once more and written without any of the product's code
 
@@ -164,57 +133,6 @@ def test_vectorised_equals_naive_in_float64(case: tuple) -> None:
     assert_same(values_and_gradients(gain_cell_attention, tensors, device, PERIOD), expected, tolerances.FLOAT64)
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_vectorised_equals_naive_on_every_preset(name: str) -> None:
-    device = load_device(name, {"window.tokens": 24, "tile.slots": 16, "saturation.qk": "20 uA"})
-    tensors = inputs(1, 2, 1, 40, 16)
-    expected = values_and_gradients(naive_gain_cell_attention, tensors, device, PERIOD)
-    assert_same(values_and_gradients(gain_cell_attention, tensors, device, PERIOD), expected, tolerances.FLOAT64)
-
-
-@pytest.mark.parametrize("window", [64, 1024])
-@torch.no_grad()
-def test_a_thousand_tokens(window: int) -> None:
-    device = load_device("gaincell_28nm", {"window.tokens": window, "saturation.qk": "5 uA"})
-    tensors = inputs(1, 1, 1, 1000, 4)
-    expected, got = (
-        f(*tensors, device, token_period_s=PERIOD) for f in (naive_gain_cell_attention, gain_cell_attention)
-    )
-    assert (expected[0, 0, -100:] != 0).double().mean() > 0.5
-    assert (got - expected).abs().max() <= tolerances.FLOAT64
-
-
-def test_gradient_of_a_thousand_tokens() -> None:
-    """The oracle would take minutes: the gradient is checked along one direction by central differences."""
-    device = load_device("gaincell_28nm", {
-        "window.tokens": 256, "saturation.qk": "5 uA", "saturation.av": "1 mA",
-        "input.levels": None, "storage.levels": None, "readout.bits": None, "readout.codes": "ideal",
-    })  # fmt: skip
-    tensors = inputs(1, 1, 1, 1000, 4)
-    _, *gradients = values_and_gradients(gain_cell_attention, tensors, device, PERIOD)
-    direction = [torch.sin(torch.arange(x.numel(), dtype=x.dtype)).view_as(x) for x in tensors]
-
-    def loss(step: float) -> Tensor:
-        moved = [x + step * d for x, d in zip(tensors, direction, strict=True)]
-        out = gain_cell_attention(*moved, device, token_period_s=PERIOD)
-        return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).cos().view_as(out)).sum()
-
-    slope = (loss(1e-7) - loss(-1e-7)) / 2e-7
-    expected = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-    assert slope.item() == pytest.approx(float(expected), rel=tolerances.FINITE_DIFFERENCE)
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "tokens", "head_dim", "window"), [(2, 1, 65, 64, 64), (1, 1, 120, 80, 100)]
-)
-def test_float32_flips_few_codes(heads: int, kv_heads: int, tokens: int, head_dim: int, window: int) -> None:
-    device = load_device("gaincell_28nm", {"window.tokens": window})
-    tensors = inputs(1, heads, kv_heads, tokens, head_dim, torch.float32)
-    expected = values_and_gradients(naive_gain_cell_attention, tensors, device, PERIOD)
-    got = values_and_gradients(gain_cell_attention, tensors, device, PERIOD)
-    assert_same(got, expected, tolerances.FLOAT32, step=1 / 15, flips=tolerances.FLOAT32_FLIPS)
-
-
 @pytest.mark.parametrize("attention", [naive_gain_cell_attention, gain_cell_attention])
 def test_ideal_device_is_three_lines_of_plain_torch(attention: Attention) -> None:
     tensors = inputs(2, 3, 3, 60, 24)
@@ -254,11 +172,24 @@ class TestRefusals:
         with pytest.raises(ValueError, match="gaincell_28nm decays: give token_period_s"):
             attention(*inputs(1, 1, 1, 4, 4), load_device("gaincell_28nm"))
 
-    @pytest.mark.parametrize("unknown", ["die", "read_key"])
-    def test_random_effects_are_not_silently_ignored(self, attention: Attention, unknown: str) -> None:
-        with pytest.raises(ValueError, match="must be None"):
-            attention(*inputs(1, 1, 1, 4, 4), load_device("ideal"), **{unknown: 1})
+    def test_keys_must_be_those_of_the_sequences(self, attention: Attention) -> None:
+        device = load_device("gaincell_28nm")
+        with pytest.raises((RuntimeError, ValueError), match="2"):
+            attention(*inputs(3, 1, 1, 4, 4), device, token_period_s=1e-6, read_key=torch.tensor([1, 2]))
+
+    def test_a_die_needs_as_many_cells_as_it_was_measured_for(self, attention: Attention) -> None:
+        device = load_device("gaincell_28nm")
+        die = Die(0, device, measured={"0.gain.value": torch.zeros(1, 64, 3)})
+        with pytest.raises(InputError, match=r"0\.gain\.value.*another geometry"):
+            attention(*inputs(1, 1, 1, 4, 4), device, token_period_s=1e-6, die=die)
 
     def test_heads_must_divide(self, attention: Attention) -> None:
         with pytest.raises(ValueError, match="3 query heads cannot share 2"):
             attention(*inputs(1, 3, 2, 4, 4), load_device("ideal"))
+
+
+def test_heads_must_divide_in_any_geometry() -> None:
+    device = load_device("ideal")
+    tables = AttentionTables(causal_layout(4, device), device, None, torch.float64)
+    with pytest.raises(ValueError, match="3 query heads cannot share 2"):
+        attend(*inputs(1, 3, 2, 4, 4), device, tables)

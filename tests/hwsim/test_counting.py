@@ -13,11 +13,9 @@ import transformers as hf
 from torch import Tensor, nn
 
 from device_models import load_device
-from device_models.costs import PARTS, event_costs
-from hwsim import BitLinear, EventCounts, count_events, emulate, price
+from hwsim import BitLinear, EventCounts, count_events, emulate
 from hwsim.counting import EVENTS
-from tests import tolerances
-from tests.hwsim.models import ARCHITECTURES, PERIOD, emulated_model, plain_model, small_device, token_ids
+from tests.hwsim.models import ARCHITECTURES, PERIOD, emulated_model, full_device, plain_model, small_device, token_ids
 
 TOKENS = 20
 
@@ -61,7 +59,7 @@ WAYS: dict[str, Callable[[Any, Tensor], EventCounts]] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_same_counts_however_it_runs(architecture: str, way: str) -> None:
-    model, ids = emulated_model(architecture), token_ids(2, TOKENS)
+    model, ids = emulated_model(architecture, full_device()), token_ids(2, TOKENS)
     expected, got = whole(model, ids), WAYS[way](model, ids)
     assert got.events == expected.events
     assert (got.tokens, got.subtiles) == (expected.tokens, expected.subtiles)
@@ -119,7 +117,7 @@ def test_counts_are_the_closed_form(llama: Any) -> None:
     }
     counts = whole(llama, token_ids(batch, TOKENS))
     assert dict(counts.events) == expected
-    assert set(expected) == set(EVENTS)
+    assert set(EVENTS) - set(expected) == {"attention.refresh_conversion", "attention.softmax"}
     assert counts.subtiles == {0: stored * 2, 1: stored * 2}
 
 
@@ -229,62 +227,3 @@ def test_threads_do_not_see_each_other(llama: Any) -> None:
     for thread in threads:
         thread.join()
     assert found["a"] == found["b"] == whole(llama, ids).events
-
-
-# ---- cost
-
-
-def test_unpriced_event_is_no_silent_zero() -> None:
-    with pytest.raises(KeyError, match=r"attention\.teleport.*gaincell_28nm"):
-        price(EventCounts(Counter({"attention.teleport": 1})), load_device("gaincell_28nm"))
-    with pytest.raises(KeyError, match="unknown event"):
-        _ = EventCounts()["qk_mac"]
-
-
-@pytest.mark.parametrize("name", ["gaincell_28nm", "ideal"])
-def test_every_event_has_a_price_and_every_price_a_key_of_the_file(name: str) -> None:
-    device = load_device(name)
-    costs = event_costs(device)
-    assert set(costs) == set(EVENTS)
-    for event, cost in costs.items():
-        assert cost.key in device.provenance, event
-        assert cost.part is None or cost.part in PARTS
-        assert (cost.part is None) == (cost.energy_j == 0.0) or name == "ideal" or cost.energy_j == 0.0
-
-
-def test_parts_sum_to_the_total_and_to_counts_times_prices(llama: Any) -> None:
-    device = small_device()
-    counts = whole(llama, token_ids(2, TOKENS))
-    cost, prices = price(counts, device), event_costs(device)
-    by_hand = sum(n * prices[event].energy_j for event, n in counts.events.items())
-    assert list(cost.energy_j) == list(PARTS)
-    assert all(energy > 0 for energy in cost.energy_j.values())
-    assert cost.total_energy_j == pytest.approx(by_hand, rel=tolerances.SUM)
-    assert cost.energy_per_token_j == pytest.approx(by_hand / (2 * TOKENS), rel=tolerances.SUM)
-    assert cost.latency_per_token_s == pytest.approx(cost.latency_s / (2 * TOKENS), rel=tolerances.SUM)
-
-
-def test_system_multiplier_acts_on_the_linear_arrays_alone(llama: Any) -> None:
-    counts = whole(llama, token_ids(1, TOKENS))
-    once, twice = (price(counts, small_device(**{"linear.system_multiplier": f})).energy_j for f in (1.5, 3.0))
-    assert twice["linear layers"] == pytest.approx(2 * once["linear layers"], rel=tolerances.SUM)
-    others = set(PARTS) - {"linear layers", "converters"}
-    assert {part: twice[part] for part in others} == {part: once[part] for part in others}
-
-
-def test_energy_is_additive_over_batches(llama: Any) -> None:
-    device, total = small_device(), EventCounts()
-    parts = [whole(llama, token_ids(1, tokens, tokens)) for tokens in (3, 12, 20)]
-    for part in parts:
-        total.add(part)
-    together = counted(lambda: [llama(input_ids=token_ids(1, n, n), use_cache=False) for n in (3, 12, 20)])
-    assert total.events == together.events
-    assert total.tokens == together.tokens == 35
-    summed = sum(price(part, device).total_energy_j for part in parts)
-    assert price(total, device).total_energy_j == pytest.approx(summed, rel=tolerances.SUM)
-    assert price(total, device).area_m2 == price(parts[0], device).area_m2
-
-
-def test_no_tokens_no_rate() -> None:
-    cost = price(EventCounts(), load_device("gaincell_28nm"))
-    assert (cost.total_energy_j, cost.energy_per_token_j, cost.latency_per_token_s) == (0.0, None, None)

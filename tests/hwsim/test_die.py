@@ -96,7 +96,6 @@ def test_sequence_length_and_repetition_do_not_matter() -> None:
     assert (short - long[:, :, :9]).abs().max() < 1e-12
 
 
-@pytest.mark.xfail(strict=True, reason="what is made once per die does not know of which device it was made")
 @pytest.mark.parametrize("effect", ["gain mismatch", "cell offset", "DAC INL", "readout INL", "wire drop"])
 def test_one_chip_serves_a_changed_device(effect: str) -> None:
     """Deviates are of unit spread, so a chip may be looked at with one effect less; nothing of before sticks to it."""

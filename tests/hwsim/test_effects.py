@@ -155,6 +155,12 @@ def test_only_keeps_what_it_is_asked_for(effect: str) -> None:
     assert is_configured(only(full(), effect), effect)
 
 
+@every_effect_but("refresh is left on where there is no level or no droop to refresh", "storage levels", "retention")
+def test_a_device_on_droop_can_do_without_anything(effect: str) -> None:
+    device = without(full(**{"refresh.kind": "on_droop", "refresh.droop": 0.5}), effect)
+    assert torch.isfinite(outputs(device)).all()
+
+
 # ---- effects that cannot act
 
 

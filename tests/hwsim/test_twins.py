@@ -53,7 +53,7 @@ def compare(
     if dtype == torch.float64:
         assert_same(got, expected, tolerances.TWINS)
     else:
-        assert_same(got, expected, tolerances.FLOAT32, step=1 / 15, flips=tolerances.PARITY_FLIPS)
+        assert_same(got, expected, tolerances.FLOAT32, step=1 / 15, flips=tolerances.FLOAT32_FLIPS)
         assert all(x.dtype == dtype for x in (*got, *expected))
 
 
@@ -91,13 +91,13 @@ def test_sizes(shape: tuple[int, int, int, int, int], window: int, slots: int, m
 def test_laws_of_retention(law: dict, refresh: dict) -> None:
     if law == NO_DECAY:  # there is nothing to refresh then, and a device file may not say so
         refresh = NO_REFRESH
-    compare(sized(8, 16, 8, **refresh, **law), (2, 2, 1, 40, 8))
+    compare(sized(8, 16, 8, **refresh, **law), (2, 2, 1, 30, 8))
 
 
 @pytest.mark.parametrize("v_inf", ["-1 V", "0 V", "0.3 V", "0.6 V", "0.9 V", "2 V"])
 @pytest.mark.parametrize("more", [{}, NO_SPREAD, CONSTANT], ids=["nodes", "powers", "constant"])
 def test_level_that_cells_relax_to(v_inf: str, more: dict) -> None:
-    compare(sized(8, 40, 40, **NO_REFRESH, **more, **{"retention.v_inf": v_inf}), (1, 2, 1, 60, 8))
+    compare(sized(8, 25, 25, **NO_REFRESH, **more, **{"retention.v_inf": v_inf}), (1, 2, 1, 40, 8))
 
 
 ANALOG = {
@@ -125,7 +125,7 @@ CIRCUITS = {
 
 @pytest.mark.parametrize("circuit", CIRCUITS)
 def test_circuits(circuit: str) -> None:
-    compare(sized(16, 20, 8, **CIRCUITS[circuit]), (2, 4, 2, 45, 16))
+    compare(sized(16, 20, 8, **CIRCUITS[circuit]), (2, 4, 2, 30, 16))
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -135,7 +135,11 @@ def test_shipped_devices(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1, 65, 64), (1, 1, 1, 130, 80), (1, 4, 2, 100, 16)], ids=str)
-@pytest.mark.parametrize("more", [{}, NO_REFRESH, {**NO_REFRESH, **NO_SPREAD}], ids=["exact", "nodes", "powers"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, NO_REFRESH, {**NO_REFRESH, "readout_qk.bits": None}, {**NO_REFRESH, **NO_SPREAD}],
+    ids=["exact", "nodes", "analog-pulses", "powers"],
+)
 def test_float32_flips_few_codes(shape: tuple[int, int, int, int, int], more: dict) -> None:
     compare(sized(shape[4], 64, 64, **more), shape, torch.float32)
 
@@ -182,6 +186,42 @@ def test_recomputed_scores_meet_the_same_noise(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(attention_tiled, "STORED_SCORES", 0)
     recomputed = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **chip)
     assert all(torch.equal(a, b) for a, b in zip(stored, recomputed, strict=True))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="converters of the readout are looked up by absolute sub-tile, of which a die has fewer"
+)
+def test_absolute_subtiles_beyond_the_window() -> None:
+    compare(sized(8, 16, 8, **{"tile.assignment": "absolute"}), (1, 2, 1, 40, 8))
+
+
+PUBLISHED = {
+    "gain": {"variability.gain_sigma": 0.1},
+    "offset": {"variability.offset_sigma": "20 mV"},
+    "drift": {"drift.amplitude": "50 mV", "drift.tau": "1 s", "drift.stress_time": "1 s"},
+    "refresh": {"refresh.kind": "periodic", "refresh.interval": "200 us"},
+}
+
+
+@pytest.mark.xfail(strict=True, reason="the naive first product with bfloat16 decay leaves out chip and refresh")
+@pytest.mark.parametrize("effect", PUBLISHED)
+def test_published_rounding_on_a_chip(effect: str) -> None:
+    size = {"window.tokens": 20, "tile.slots": 32, "saturation.qk": "10 uA", "saturation.av": "25 uA"}
+    device = load_device("parity_leroux2025", {**size, "retention.tau": "1 ms", **PUBLISHED[effect]})
+    compare(device, (1, 2, 1, 30, 16))
+
+
+@pytest.mark.xfail(strict=True, reason="the bound on nodes takes v_inf for the zero level")
+@torch.no_grad()
+def test_error_of_nodes_is_bounded_wherever_cells_relax_to() -> None:
+    """A thousandth of full scale in one cell is what float32 allows; a sum of 32 has less of its own largest value."""
+    device = sized(32, 64, 64, **ANALOG, **{"retention.v_inf": "-1 V"})
+    tensors = inputs(1, 2, 1, 150, 32, torch.float32)
+    naive, fast = (
+        f(*tensors, device, token_period_s=2e-6, die=Die(3, device), read_key=5)
+        for f in (naive_gain_cell_attention, gain_cell_attention)
+    )
+    assert (naive - fast).abs().max() <= 1e-3 * naive.abs().max()
 
 
 def test_comparison_sees_one_wrong_cell() -> None:

@@ -20,7 +20,7 @@ from device_models import DeviceModel, load_device
 from device_models.converters import quantise_levels, readout_codes
 from hwsim import RangeScaler, gain_cell_attention, naive_gain_cell_attention
 from hwsim.functional import quantise
-from hwsim.functional.attention import decay_by_age
+from hwsim.functional.attention import decay_by_age, naive_steps
 from tests import tolerances
 
 CASES = [
@@ -140,6 +140,18 @@ def test_converters_of_inputs_and_storage(case: Case) -> None:
     }
     for name, ours in got.items():
         torch.testing.assert_close(ours, case.arrays[name], rtol=0, atol=tolerances.PARITY)
+
+
+@torch.no_grad()
+def test_scores_and_charges_between_the_products(case: Case) -> None:
+    """Nothing is rounded here yet, so every element must agree; sub-tiles are cut by absolute token index."""
+    steps = naive_steps(*(scaler(case, n)(case.arrays[n]) for n in "qkv"), case.device, token_period_s=case.period)
+    scores, charges = case.arrays["phi_preclamp"], case.arrays["tile_out_raw"] / 40.0
+    assert steps.scores.shape == scores.shape and steps.charges.shape == charges.shape
+    assert (steps.scores - scores).abs().max() <= tolerances.PARITY
+    assert (steps.charges - charges).abs().max() <= tolerances.PARITY
+    assert scores.max() > 0.8 and charges.abs().max() > 0.7  # neither is small
+    assert ((scores == 0) == (steps.scores == 0)).all()  # the same pairs are read
 
 
 # ---- primitives

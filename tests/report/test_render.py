@@ -235,7 +235,11 @@ def test_shares_of_the_energy_table_add_up(result: dict[str, Any]) -> None:
     ("kind", "prices", "said"),
     [
         ("hard_sigmoid", [], "hard sigmoid, analog"),
-        ("softmax", [{"event": "attention.softmax", "energy_per_token_j": 2e-9}], "softmax, digital, 2.00 nJ per token"),
+        (
+            "softmax",
+            [{"event": "attention.softmax", "energy_per_token_j": 2e-9}],
+            "softmax, digital, 2.00 nJ per token",
+        ),
     ],
 )
 def test_the_activation_and_its_cost_are_named(kind: str, prices: list[dict[str, Any]], said: str) -> None:
