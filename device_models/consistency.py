@@ -218,3 +218,9 @@ def _parity(device: DeviceModel, where: str) -> Iterator[InputError]:
             "bfloat16_decay has no meaning", where=f"{where}: parity",
             expected="exponential decay towards v_zero without spread",
         )  # fmt: skip
+    chip = device.variability.gain_sigma or device.variability.offset_sigma or device.drift.amplitude
+    if device.parity.bfloat16_decay and (chip or device.wire.resistance or device.refresh.kind != "none"):
+        yield InputError(
+            "the published rounding knows no chip and no refresh", where=f"{where}: parity.bfloat16_decay",
+            expected="neither cell mismatch, drift, wire nor refresh beside it",
+        )  # fmt: skip

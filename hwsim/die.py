@@ -42,16 +42,22 @@ class Die:
     device: DeviceModel
     layer: int = 0
     measured: Mapping[str, Tensor] = field(default_factory=dict)
-    _made: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
-    _derived: dict[tuple[object, ...], object] = field(default_factory=dict, repr=False)
+    _made: dict[tuple[object, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _derived: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False)
 
     def at_layer(self, layer: int) -> Die:
         """Return the arrays of another layer on the same chip."""
-        return replace(self, layer=layer)
+        other = replace(self, layer=layer)
+        other.__dict__.update(_made=self._made, _derived=self._derived)  # their keys name the layer
+        return other
 
     def on(self, device: DeviceModel) -> Die:
         """Return the same deviates with the strengths of another device; this die where it is the same device."""
-        return self if device is self.device else replace(self, device=device, _derived={})
+        if device is self.device:
+            return self
+        other = replace(self, device=device)
+        other.__dict__.update(_made=self._made)  # what is derived depends on the strengths
+        return other
 
     def cells(self, what: str, array: Array, heads: int, slots: Tensor, head_dim: int) -> Tensor:
         """Return standard normal deviates (heads, slots, head_dim) of cells, in float32.
@@ -132,7 +138,8 @@ class Die:
         """Write all cell deviates of a model's arrays to a safetensors file, for other tools or for measured dies."""
         from safetensors.torch import save_file
 
-        slots = torch.arange(self.device.window.tokens)
+        size = self.device.tile.slots
+        slots = torch.arange(-(-self.device.window.tokens // size) * size)  # layouts use whole sub-tiles
         maps = {
             f"{layer}.{what}.{array}": self.at_layer(layer).cells(what, array, heads, slots, head_dim).contiguous()
             for layer in range(layers)

@@ -21,10 +21,12 @@ class Effect:
     Attributes:
         drawn: When it is drawn; ``die`` also stands for what only a manufactured chip has (wires, pedestal, drift).
         neutral: Values by dotted device key that leave it out.
+        needs: Effects without which there is nothing for it to act on.
     """
 
     drawn: Drawn
     neutral: Mapping[str, object]
+    needs: tuple[str, ...] = ()
 
 
 EFFECTS: Mapping[str, Effect] = {
@@ -33,15 +35,15 @@ EFFECTS: Mapping[str, Effect] = {
     "readout levels": Effect("design", {"readout.bits": None, "readout.codes": "ideal"}),
     "score converter": Effect("design", {"readout_qk.bits": None}),
     "retention": Effect("design", {"retention.kind": "none"}),
-    "refresh": Effect("design", {"refresh.kind": "none"}),
-    "input INL": Effect("die", {"input.inl": 0.0}),
+    "refresh": Effect("design", {"refresh.kind": "none"}, ("retention", "storage levels")),
+    "input INL": Effect("die", {"input.inl": 0.0}, ("input levels",)),
     "pulse jitter": Effect("read", {"input.jitter": 0.0}),
-    "DAC INL": Effect("die", {"write.dac_inl": 0.0}),
+    "DAC INL": Effect("die", {"write.dac_inl": 0.0}, ("storage levels",)),
     "capacitor mismatch": Effect("die", {"write.capacitor_mismatch": 0.0}),
     "write error": Effect("write", {"write.error_sigma": 0.0}),
     "kT/C noise": Effect("write", {"write.ktc": False}),
     "pedestal": Effect("die", {"write.pedestal_mean": 0.0, "write.pedestal_gain": 0.0, "write.pedestal_sigma": 0.0}),
-    "retention spread": Effect("die", {"retention.tau_sigma_ln": 0.0}),
+    "retention spread": Effect("die", {"retention.tau_sigma_ln": 0.0}, ("retention",)),
     "threshold drift": Effect("die", {"drift.amplitude": 0.0}),
     "gain mismatch": Effect("die", {"variability.gain_sigma": 0.0}),
     "cell offset": Effect("die", {"variability.offset_sigma": 0.0}),
@@ -50,11 +52,11 @@ EFFECTS: Mapping[str, Effect] = {
     "flicker read noise": Effect("read", {"noise.flicker": 0.0}),
     "charge-to-pulse offset": Effect("die", {"variability.phi_offset_sigma": 0.0}),
     "comparator noise": Effect("read", {"noise.comparator": 0.0}),
-    "readout gain": Effect("die", {"readout.gain_sigma": 0.0}),
-    "readout offset": Effect("die", {"readout.offset_sigma": 0.0}),
-    "readout INL": Effect("die", {"readout.inl": 0.0}),
-    "readout DNL": Effect("die", {"readout.dnl": 0.0}),
-    "readout noise": Effect("read", {"readout.noise": 0.0}),
+    "readout gain": Effect("die", {"readout.gain_sigma": 0.0}, ("readout levels",)),
+    "readout offset": Effect("die", {"readout.offset_sigma": 0.0}, ("readout levels",)),
+    "readout INL": Effect("die", {"readout.inl": 0.0}, ("readout levels",)),
+    "readout DNL": Effect("die", {"readout.dnl": 0.0}, ("readout levels",)),
+    "readout noise": Effect("read", {"readout.noise": 0.0}, ("readout levels",)),
 }
 """By name, in the order of the signal. The cell's law is the device's equation, not an effect: see ``cell.law``."""
 
@@ -65,20 +67,19 @@ def is_configured(device: DeviceModel, effect: str) -> bool:
 
 
 def without(device: DeviceModel, *effects: str) -> DeviceModel:
-    """Return the device without some of its effects; numbers keep their sources."""
-    for effect in effects:
-        for key, value in EFFECTS[effect].neutral.items():
-            section, name = key.split(".")
-            device = replace(device, **{section: replace(getattr(device, section), **{name: value})})
-        if effect == "readout levels":  # a continuous readout has no codes to err in
-            silent = replace(device.readout, inl=0.0, dnl=0.0, offset_sigma=0.0, noise=0.0)
-            device = replace(device, readout=silent)
+    """Return the device without some of its effects and those that need them; numbers keep their sources."""
+    for name, effect in EFFECTS.items():
+        if name in effects or any(need in effects for need in effect.needs):
+            for key, value in effect.neutral.items():
+                section, field = key.split(".")
+                device = replace(device, **{section: replace(getattr(device, section), **{field: value})})
     return device
 
 
 def only(device: DeviceModel, *effects: str) -> DeviceModel:
-    """Return the device with some of its effects alone."""
-    return without(device, *(effect for effect in EFFECTS if effect not in effects))
+    """Return the device with some of its effects and those that they need alone."""
+    kept = {*effects, *(need for effect in effects for need in EFFECTS[effect].needs)}
+    return without(device, *(effect for effect in EFFECTS if effect not in kept))
 
 
 def idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from device_models.cell import polynomial
+from device_models.cell import polynomial, shifted_polynomial
 from device_models.schema import DeviceModel
 from hwsim.die import Array, Die
 from hwsim.functional.attention import at_slots, written_voltage_offset
@@ -323,9 +323,12 @@ def nodes_needed(fastest: float, device: DeviceModel, dtype: torch.dtype) -> int
         dtype: Sets the tolerance.
     """
     storage = device.storage
-    reach = max(storage.v_max - storage.v_zero, storage.v_zero - storage.v_min)
-    size = [abs(c) * reach**n for n, c in enumerate(polynomial(device.cell))]
-    allowed = TOLERANCE.get(dtype, 1e-3) * sum(size)
+    v_inf = storage.v_zero if device.retention.v_inf is None else device.retention.v_inf
+    law = polynomial(device.cell)
+    swing = max(storage.v_max - storage.v_zero, storage.v_zero - storage.v_min)
+    allowed = TOLERANCE.get(dtype, 1e-3) * sum(abs(c) * swing**n for n, c in enumerate(law))
+    reach = max(abs(storage.v_max - v_inf), abs(v_inf - storage.v_min))
+    size = [abs(c) * reach**n for n, c in enumerate(shifted_polynomial(law, v_inf - storage.v_zero))]
     for count in range(1, MOST_NODES + 1):
         error = sum(2.0 * c * (n * fastest / 4.0) ** count / math.factorial(count) for n, c in enumerate(size))
         if error <= allowed:

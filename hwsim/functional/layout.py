@@ -53,6 +53,7 @@ class SlotLayout:
         identity: Whether column c holds key c for every c.
         slot_of_column: (columns,) physical slot of each column, one after another from ``first_slot``.
         first_slot: Physical slot of the first column.
+        first_tile: Sub-tile of the first column, where sub-tiles are cut by absolute token index; else 0.
         written: (b, columns) write index of the token in each column, -1 where there is none.
 
     ``b`` is 1 when all sequences of the batch share the geometry.
@@ -70,6 +71,7 @@ class SlotLayout:
     identity: bool
     slot_of_column: Tensor
     first_slot: int
+    first_tile: int
     written: Tensor
 
     @property
@@ -84,7 +86,7 @@ class SlotLayout:
         for index, (start, stop) in enumerate(self.spans):
             if stop > start:
                 block = Block(start, stop, index * self.slots, (index + 1) * self.slots)
-                found.setdefault(index % self.tiles, []).append(block)
+                found.setdefault(self.first_tile + index % self.tiles, []).append(block)
         return found
 
     @cached_property
@@ -153,6 +155,7 @@ def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLa
         identity=columns == keys and bool((key_of_column == order).all()),
         slot_of_column=(first + order) % padded,
         first_slot=first % padded,
+        first_tile=0 if ring else first // slots,
         written=written_by_column[:, 0].where(filled, -1),
     )
 

@@ -58,6 +58,8 @@ def sequence_keys(read_key: int | Tensor | None, batch: int, device: torch.devic
     if read_key is None:
         return None
     if isinstance(read_key, Tensor):
+        if read_key.numel() not in (1, batch):
+            raise ValueError(f"{read_key.numel()} noise keys for a batch of {batch} sequences: give one for each")
         return read_key.to(device, torch.int64).expand(batch)
     return torch.tensor([seed_of(read_key, "sequence")], device=device)
 
@@ -114,7 +116,7 @@ def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: 
     if place.keys is not None and jitter:
         z = place.draw("query jitter", query.dtype, *_head_query(query, query_index), _axis(dims, query, -1))
         pulses = pulses + jitter * z * (pulses.detach() > 0)
-    return pulses
+    return pulses.clamp(min=0.0)  # no pulse is shorter than none
 
 
 def scores_to_pulses(
@@ -169,7 +171,7 @@ def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor
     if place.keys is None or not jitter:
         return phi
     z = place.draw("phi jitter", phi.dtype, *_head_query(phi, query_index), slots)
-    return phi + jitter * z * (phi.detach() > 0)
+    return (phi + jitter * z * (phi.detach() > 0)).clamp(min=0.0)
 
 
 def read_out(
@@ -206,13 +208,13 @@ def read_out(
     def column(what: str) -> Tensor:
         tiles = -(-device.window.tokens // device.tile.slots)
         assert place.die is not None
-        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)[:, tile]
+        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)[:, tile % tiles]
         return z.to(charge.dtype).repeat_interleave(group, 0)[None, :, None]
 
-    if place.die is not None and readout.gain_sigma:
+    step = readout_step(readout)
+    if step is not None and place.die is not None and readout.gain_sigma:
         x = x * (1.0 + readout.gain_sigma * column("readout gain"))
     clipped = hardtanh(x, -1.0, 1.0)
-    step = readout_step(readout)
     if step is None:
         out = clipped
     else:
@@ -259,8 +261,8 @@ def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_he
 
     def made() -> Tensor:
         shared = 1 if readout.circuit == "ramp" else dims  # one ramp serves all columns of a sub-tile
-        z = die.circuits("readout inl", u.device, kv_heads, tiles, shared, codes)[:, tile].expand(-1, dims, -1)
-        z_dnl = die.circuits("readout dnl", u.device, kv_heads, tiles, dims, codes)[:, tile]
+        z = die.circuits("readout inl", u.device, kv_heads, tiles, shared, codes)[:, tile % tiles].expand(-1, dims, -1)
+        z_dnl = die.circuits("readout dnl", u.device, kv_heads, tiles, dims, codes)[:, tile % tiles]
         return torch.from_numpy(code_errors(z.cpu().numpy(), z_dnl.cpu().numpy(), readout)).to(u.device, u.dtype)
 
     errors = die.once(("readout errors", tile, kv_heads, dims, u.dtype, u.device), made)

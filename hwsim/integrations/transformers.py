@@ -148,8 +148,14 @@ def gain_cell_forward(
     if dropout:
         warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)
     code = attention_mask
-    if code is None or code.dtype != torch.int32:
-        code = _code_of_plain_mask(code, query.shape[2], key.shape[2], query.device)
+    if code is None:
+        code = _code_of_plain_mask(None, query.shape[2], key.shape[2], query.device)
+    elif code.dtype != torch.int32:  # one code for each mask: a recomputing backward pass must meet its noise key again
+        made = _TABLES.setdefault(code, {})
+        shape = (query.shape[2], key.shape[2])
+        if shape not in made:
+            made[shape] = _code_of_plain_mask(code, *shape, query.device)
+        code = made[shape]
     tables, noise = _tables(code, cells, query.dtype)
     layer = _index(module)
     record_attention(
@@ -164,7 +170,8 @@ def gain_cell_forward(
 def _tables(code: Tensor, cells: GainCellAttention, dtype: torch.dtype) -> tuple[AttentionTables, Any]:
     """Return the tables of this forward pass and its noise key; a recomputing backward pass meets the same."""
     made = _TABLES.setdefault(code, {})
-    made.setdefault("noise", _NOISE.get())
+    if "noise" not in made or torch._C._current_graph_task_id() == -1:  # a backward pass keeps its forward pass's key
+        made["noise"] = _NOISE.get()
     wanted = (id(cells.device), cells.token_period_s, dtype)
     if wanted not in made:
         rows = code[:, 0].long()

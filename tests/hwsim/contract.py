@@ -111,7 +111,7 @@ def pulses(chip: Chip, q: NDArray, head: int, kv_head: int, t: int) -> NDArray:
     table = bridge(chip.circuit("input", chip.kv_heads, dims, levels - 1)[kv_head]) * device.input.inl / (levels - 1)
     made = level + table[np.arange(dims), np.round(level * (levels - 1)).astype(int)]
     z = np.array([chip.draw("query jitter", head, t, i) for i in range(dims)])
-    return made + device.input.jitter / device.cost.time_qk * z * (made > 0)
+    return np.maximum(made + device.input.jitter / device.cost.time_qk * z * (made > 0), 0.0)
 
 
 def score(chip: Chip, p: NDArray, currents: NDArray, head: int, kv_head: int, t: int, slot: int, read: str) -> float:
@@ -146,7 +146,7 @@ def weights(chip: Chip, q: NDArray, k: NDArray, head: int, kv_head: int, t: int,
         raw = [score(chip, p, i, head, kv_head, t, s % window, "score") for s, i in zip(held, lines, strict=True)]
         phi = quantise_levels(np.array(raw), None if bits is None else 2**bits, 0.0, 1.0)
     z = np.array([chip.draw("phi jitter", head, t, s % window) for s in held])
-    return phi + device.input.jitter / device.cost.time_av * z * (phi > 0)
+    return np.maximum(phi + device.input.jitter / device.cost.time_av * z * (phi > 0), 0.0)
 
 
 def columns_read_out(chip: Chip, charge: NDArray, head: int, kv_head: int, t: int, tile: int) -> NDArray:

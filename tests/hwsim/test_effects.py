@@ -18,7 +18,7 @@ from tests.hwsim.models import plain_model
 
 SIZE = {"window.tokens": 12, "tile.slots": 8, "saturation.qk": "3 uA", "saturation.av": "25 uA"}
 PERIOD = 1e-4
-CODES = ("readout offset", "readout INL", "readout DNL", "readout noise")
+CODES = ("readout gain", "readout offset", "readout INL", "readout DNL", "readout noise")
 NEEDS: dict[str, tuple[str, ...]] = {
     "refresh": ("retention", "storage levels"),
     "input INL": ("input levels",),
@@ -28,12 +28,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Effects that only change what another one does."""
 REFRESH_TOO = dict(EFFECTS["refresh"].neutral)
-
-
-def every_effect_but(reason: str, *broken: str) -> pytest.MarkDecorator:
-    """Parametrise over the table; ``broken`` are known to fail."""
-    known = pytest.mark.xfail(strict=True, reason=reason)
-    return pytest.mark.parametrize("effect", [pytest.param(e, marks=known if e in broken else ()) for e in EFFECTS])
 
 
 every = pytest.mark.parametrize("effect", EFFECTS)
@@ -97,7 +91,7 @@ def by_file(effect: str) -> DeviceModel:
 # ---- zero strength
 
 
-@every_effect_but("a continuous readout keeps its gain error, which a file forbids", "readout levels")
+@every
 def test_zero_strength_is_exactly_neutral(effect: str) -> None:
     """The device written with a strength of zero, and the device whose effect was left out, bit for bit."""
     gone = (effect, "refresh") if effect in ("retention", "storage levels") else (effect,)
@@ -142,20 +136,21 @@ def test_effect_acts_when_it_is_drawn_and_not_else(effect: str) -> None:
 
 
 def keep(*effects: str) -> DeviceModel:
-    """Return the device with these effects alone; ``only`` without its loss of what the codes carry."""
-    others = [name for name in EFFECTS if name not in effects]
-    device = full()
-    for name in sorted(others, key=lambda other: other in ("readout levels", "storage levels", "retention")):
-        device = without(device, name)
-    return device
+    """Return the device with these effects alone."""
+    return only(full(), *effects)
 
 
-@every_effect_but("only() takes the codes away, and with them the effect asked for", *CODES)
+@every
+def test_needs_are_those_of_the_table(effect: str) -> None:
+    assert set(EFFECTS[effect].needs) == set(NEEDS.get(effect, ()))
+
+
+@every
 def test_only_keeps_what_it_is_asked_for(effect: str) -> None:
     assert is_configured(only(full(), effect), effect)
 
 
-@every_effect_but("refresh is left on where there is no level or no droop to refresh", "storage levels", "retention")
+@every
 def test_a_device_on_droop_can_do_without_anything(effect: str) -> None:
     device = without(full(**{"refresh.kind": "on_droop", "refresh.droop": 0.5}), effect)
     assert torch.isfinite(outputs(device)).all()

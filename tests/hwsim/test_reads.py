@@ -137,7 +137,6 @@ def test_noise_of_a_line_is_its_twin() -> None:
     assert full_scale_current(made) == pytest.approx(10.313e-6, rel=tolerances.THREE_DIGITS)
 
 
-@pytest.mark.xfail(strict=True, reason="a pulse may become negative, and the variance of the line with it")
 @pytest.mark.parametrize("jitter", ["1 ns", "5 ns"])
 def test_jitter_beyond_the_shortest_pulse_leaves_no_negative_pulse(jitter: str) -> None:
     made = every_effect(**SIZE, **{"input.jitter": jitter, "input.inl": 0.0})
