@@ -490,6 +490,11 @@ class DeviceModel:
     file_sha256: str = ""
 
     @property
+    def subtiles(self) -> int:
+        """Sub-tiles of one head along the tokens; the last may have slots that the window never uses."""
+        return -(-self.window.tokens // self.tile.slots)
+
+    @property
     def decays(self) -> bool:
         """Whether stored values change with age."""
         return self.retention.kind != "none"

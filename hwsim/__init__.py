@@ -7,8 +7,8 @@ from hwsim.counting import EventCounts, count_events
 from hwsim.die import Die
 from hwsim.functional.attention import naive_gain_cell_attention
 from hwsim.functional.attention_tiled import gain_cell_attention
-from hwsim.integrations.transformers import emulate, gain_cell_layers, noise_key, restore, token_latency_s
-from hwsim.modules import BitLinear, GainCellAttention, RangeScaler
+from hwsim.integrations.transformers import emulate, noise_key, restore, token_latency_s
+from hwsim.modules import BitLinear, GainCellAttention, RangeScaler, gain_cell_layers
 
 __all__ = [
     "Adaptation",

@@ -19,7 +19,7 @@ from hwsim.functional.cells import CellDeviations, cell_current, to_levels
 from hwsim.functional.quantise import read_out
 from hwsim.functional.reads import Place
 from hwsim.functional.tables import AttentionTables
-from hwsim.modules import GainCellAttention
+from hwsim.modules import GainCellAttention, gain_cell_layers
 
 QUERY_SPREAD = 0.25
 """Standard deviation of the queries after scaling, in units of the full pulse; their mean comes to half a pulse."""
@@ -146,7 +146,7 @@ def emulated_layers(model: nn.Module, batches: Sequence[Tensor]) -> list[GainCel
     Raises:
         ValueError: If the model is not emulated or no batch is given.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GainCellAttention)]
+    layers = gain_cell_layers(model)
     if not layers or not batches:
         raise ValueError("calibration needs an emulated model and at least one batch of token ids")
     return layers

@@ -16,7 +16,7 @@ from device_models.converters import highest_code, readout_step
 from hwsim.functional.cells import cell_current, cell_deviations
 from hwsim.functional.reads import Place, input_pulses, noisy_scores
 from hwsim.functional.tables import AttentionTables
-from hwsim.modules import GainCellAttention
+from hwsim.modules import GainCellAttention, gain_cell_layers
 from hwsim.snr import gate_voltage
 
 QUERIES = 32
@@ -64,7 +64,7 @@ def clip_rates(model: nn.Module, sequences: Sequence[Tensor]) -> list[LayerClipp
     Raises:
         ValueError: If the model is not emulated, or a sequence is a batch, empty or longer than the window.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GainCellAttention)]
+    layers = gain_cell_layers(model)
     if not layers or not sequences:
         raise ValueError("clip rates need an emulated model and at least one sequence of token ids")
     window = min(layer.device.window.tokens for layer in layers)

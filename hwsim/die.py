@@ -138,8 +138,7 @@ class Die:
         """Write all cell deviates of a model's arrays to a safetensors file, for other tools or for measured dies."""
         from safetensors.torch import save_file
 
-        size = self.device.tile.slots
-        slots = torch.arange(-(-self.device.window.tokens // size) * size)  # layouts use whole sub-tiles
+        slots = torch.arange(self.device.subtiles * self.device.tile.slots)  # layouts use whole sub-tiles
         maps = {
             f"{layer}.{what}.{array}": self.at_layer(layer).cells(what, array, heads, slots, head_dim).contiguous()
             for layer in range(layers)

@@ -88,6 +88,11 @@ class GainCellAttention(nn.Module):
         return self.output(out)
 
 
+def gain_cell_layers(model: nn.Module) -> list[GainCellAttention]:
+    """Return the emulated attention layers of a model, first layer first."""
+    return [layer for layer in model.modules() if isinstance(layer, GainCellAttention)]
+
+
 class BitLinear(nn.Linear):
     """Linear layer of ternary weights and 8-bit activations (W1.58A8).
 

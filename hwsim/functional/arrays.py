@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from hwsim.functional.cells import (
     cell_current,
     decay_factor,
     decays_in_proportion,
+    relaxed_level,
     relaxed_voltage,
     surrogate_current,
 )
@@ -44,8 +46,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-11}
 MOST_NODES = 24
 KEPT_COEFFICIENTS = 1 << 22
 """Coefficients of nodes are kept with the die up to this size, and made anew at each use beyond it."""
-
-
 CURRENTS_AT_ONCE = 1 << 20
 """Currents (rows x columns x dimensions, batch and heads included) held at once where each is computed by itself."""
 
@@ -107,35 +107,27 @@ class CellArray:
 
     def _through(self, x: Tensor, block: Block, product: Product) -> Tensor:
         """Multiply in as many steps as memory wants; (..., rows, any) to (..., rows, any)."""
-        cells = self.cells
-        nodes = None
-        if not self.proportional:
-            cells = at_slots(cells, torch.arange(block.first, block.last, device=x.device))
-            nodes = self._nodes(block, cells)
-            if nodes is None or nodes[0] >= block.stop - block.start:
-                return self._in_steps(x, block, cells, product)
-        out = product(x, self._images(block, cells, nodes, surrogate=False))
+        if self.proportional:
+            return self._multiplied(x, product, partial(self._power_images, block))
+        cells = at_slots(self.cells, torch.arange(block.first, block.last, device=x.device))
+        nodes = self._nodes(block, cells)
+        if nodes is None or nodes[0] >= block.stop - block.start:
+            return self._in_steps(x, block, cells, product)
+        return self._multiplied(x, product, partial(self._node_images, block, cells, nodes))
+
+    def _multiplied(self, x: Tensor, product: Product, read: Callable[..., Images | Tensor]) -> Tensor:
+        """Return the product, with the gradient of the surrogate's where the device asks for it."""
+        out = product(x, read(surrogate=False))
         if self.straight:
             return out
-        smooth = product(x, self._images(block, cells, nodes, surrogate=True))
+        smooth = product(x, read(surrogate=True))
         return smooth + (out - smooth).detach()
-
-    def _images(
-        self, block: Block, cells: CellDeviations, nodes: tuple[int, int] | None, *, surrogate: bool
-    ) -> Images:  # fmt: skip
-        if nodes is None:
-            return self._power_images(block, surrogate=surrogate)
-        return self._node_images(block, cells, nodes, surrogate=surrogate)
 
     def _in_steps(self, x: Tensor, block: Block, cells: CellDeviations, product: Product) -> Tensor:
         """Multiply with the currents of each (row, column, dimension), a few rows at a time."""
 
         def some(rows: Tensor, part: Block) -> Tensor:
-            out = product(rows, self._exact(part, cells, surrogate=False))
-            if self.straight:
-                return out
-            smooth = product(rows, self._exact(part, cells, surrogate=True))
-            return smooth + (out - smooth).detach()
+            return self._multiplied(rows, product, partial(self._exact, part, cells))
 
         of_a_row = self.epochs[0][:, :, block.columns].numel()
         step = max(1, CURRENTS_AT_ONCE // of_a_row)
@@ -169,8 +161,7 @@ class CellArray:
         return [c if isinstance(c, float) and c == 0.0 else cells.factor * c for c in found]
 
     def _excursion(self, epoch: int) -> Tensor:
-        v_inf = self.device.storage.v_zero if self.device.retention.v_inf is None else self.device.retention.v_inf
-        return self.epochs[epoch] - v_inf
+        return self.epochs[epoch] - relaxed_level(self.device)
 
     def _power_images(self, block: Block, *, surrogate: bool) -> Images:
         """Return c'_n y^n with the weights d^n; made once for all blocks."""
@@ -243,12 +234,17 @@ class CellArray:
         else:
             kept = coefficients()
         states = _NodeImages.apply(y, kept)
-        age = self.tables.layout.age[:, block.rows, block.columns]
-        weights = (
-            interpolation_weights(angles, high).to(y.device, y.dtype)[age]
-            * self.tables.read[:, block.rows, block.columns, None]
-        )
-        return Images(states, weights.movedim(-1, 2))
+        return Images(states, self._node_weights(block, angles, high))
+
+    def _node_weights(self, block: Block, angles: Tensor, high: int) -> Tensor:
+        """Return the weights of a block's nodes: ages alone decide them, so all layers and both arrays share them."""
+        tables = self.tables
+        key = (block, angles.numel(), high)
+        if key not in tables.node_weights:
+            age = tables.layout.age[:, block.rows, block.columns]
+            weights = interpolation_weights(angles, high).to(tables.read.device, tables.dtype)[age]
+            tables.node_weights[key] = (weights * tables.read[:, block.rows, block.columns, None]).movedim(-1, 2)
+        return tables.node_weights[key]
 
     def _exact(self, block: Block, cells: CellDeviations, *, surrogate: bool) -> Tensor:
         """Return currents over the saturation, (b, kv_heads, rows, columns, head_dim), zero where not read."""
@@ -323,7 +319,7 @@ def nodes_needed(fastest: float, device: DeviceModel, dtype: torch.dtype) -> int
         dtype: Sets the tolerance.
     """
     storage = device.storage
-    v_inf = storage.v_zero if device.retention.v_inf is None else device.retention.v_inf
+    v_inf = relaxed_level(device)
     law = polynomial(device.cell)
     swing = max(storage.v_max - storage.v_zero, storage.v_zero - storage.v_min)
     allowed = TOLERANCE.get(dtype, 1e-3) * sum(abs(c) * swing**n for n, c in enumerate(law))

@@ -17,6 +17,7 @@ from hwsim.functional.cells import (
     cell_current,
     cell_deviations,
     decay_factor,
+    relaxed_level,
     relaxed_voltage,
     surrogate_current,
     to_levels,
@@ -120,7 +121,7 @@ def naive_steps(
     group, dtype, where = heads // kv_heads, query.dtype, query.device
     place = Place(die, sequence_keys(read_key, batch, where), 0 if die is None else die.layer)
     index = torch.arange(tokens, device=where)
-    padded = -(-window // slots) * slots
+    padded = device.subtiles * slots
     slot = index % window if device.tile.assignment == "ring" else index
 
     signed = device.activation.kind == "softmax"
@@ -264,8 +265,7 @@ def decay_by_age(
 
 def written_voltage_offset(device: DeviceModel) -> float:
     """Return v_inf - v_zero [V], about which the decaying part of a stored voltage is expanded."""
-    v_inf = device.retention.v_inf
-    return 0.0 if v_inf is None else v_inf - device.storage.v_zero
+    return relaxed_level(device) - device.storage.v_zero
 
 
 def _product(equation: str, x: Tensor, stored: _Stored, held: Tensor, age: Tensor, group: int) -> Tensor:

@@ -99,7 +99,7 @@ def _dac_errors(
     levels, storage = device.storage.levels, device.storage
     if not device.write.dac_inl or levels is None:
         return None
-    tiles = -(-device.window.tokens // device.tile.slots)
+    tiles = device.subtiles
     z = die.circuits(f"dac.{array}", slots.device, heads, tiles, head_dim, levels - 1)
     step = (storage.v_max - storage.v_min) / (levels - 1)
     errors = torch.from_numpy(bridge(z.cpu().numpy())).to(slots.device, dtype) * (device.write.dac_inl * step)
@@ -140,6 +140,11 @@ def written_voltage(v: Tensor, device: DeviceModel, cells: CellDeviations, z_wri
     if z_write is not None:
         out = out + write_sigma(device) * z_write
     return out
+
+
+def relaxed_level(device: DeviceModel) -> float:
+    """Return the level [V] that cells relax to; the zero level where nothing decays."""
+    return device.storage.v_zero if device.retention.v_inf is None else device.retention.v_inf
 
 
 def decays_in_proportion(device: DeviceModel, cells: CellDeviations) -> bool:
@@ -237,9 +242,12 @@ def pulse_jitter(device: DeviceModel, full_pulse_s: float) -> float:
     return device.input.jitter / full_pulse_s if device.input.jitter else 0.0
 
 
+def read_noise_variance(total: Tensor, squares: Tensor, device: DeviceModel) -> Tensor:
+    """Return the variance of a bit line's noise, in full-scale currents squared, from its pulses' sum and squares."""
+    return device.noise.white**2 * total + device.noise.flicker**2 * squares
+
+
 def read_noise_sigma(pulses: Tensor, device: DeviceModel, dim: int = -1) -> Tensor:
     """Return the deviation [A] of a bit line's noise; twin of ``variability.read_noise_variance``."""
     p = pulses.detach()
-    noise, full = device.noise, full_scale_current(device)
-    variance = noise.white**2 * p.sum(dim) + noise.flicker**2 * (p * p).sum(dim)
-    return full * variance.sqrt()
+    return full_scale_current(device) * read_noise_variance(p.sum(dim), (p * p).sum(dim), device).sqrt()

@@ -116,7 +116,7 @@ def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLa
     """
     window, slots = device.window.tokens, device.tile.slots
     ring = device.tile.assignment == "ring"
-    padded = -(-window // slots) * slots
+    padded = device.subtiles * slots
     written = write_index.clamp(min=0)
     column = (written // window) * padded + written % window if ring else written
     valid = write_index >= 0

@@ -15,8 +15,14 @@ from torch.nn.functional import hardtanh
 from device_models.converters import code_errors, highest_code, readout_step
 from device_models.schema import DeviceModel
 from device_models.variability import bridge
-from hwsim.die import Die
-from hwsim.functional.cells import pulse_jitter, read_noise_sigma, write_is_noisy
+from hwsim.die import Die, readout_codes_of
+from hwsim.functional.cells import (
+    full_scale_current,
+    pulse_jitter,
+    read_noise_sigma,
+    read_noise_variance,
+    write_is_noisy,
+)
 from hwsim.functional.quantise import quantise_levels
 from hwsim.randomness import keyed, mixed, normal, seed_of
 
@@ -206,7 +212,7 @@ def read_out(
     group = heads // kv_heads
 
     def column(what: str) -> Tensor:
-        tiles = -(-device.window.tokens // device.tile.slots)
+        tiles = device.subtiles
         assert place.die is not None
         z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)[:, tile % tiles]
         return z.to(charge.dtype).repeat_interleave(group, 0)[None, :, None]
@@ -241,10 +247,7 @@ def read_out(
 
 def charge_noise(phi_power: tuple[Tensor, Tensor], device: DeviceModel) -> Tensor:
     """Return the deviation [1] of the second product's noise over the saturation, (b, h, t)."""
-    from hwsim.functional.cells import full_scale_current
-
-    noise = device.noise
-    variance = noise.white**2 * phi_power[0] + noise.flicker**2 * phi_power[1]
+    variance = read_noise_variance(*phi_power, device)
     return full_scale_current(device) / device.saturation.av * variance.detach().clamp(min=0.0).sqrt()
 
 
@@ -256,8 +259,7 @@ def has_read_noise(device: DeviceModel, place: Place) -> bool:
 def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_heads: int) -> Tensor:
     """Add to (b, h, t, d) values in LSB the static error of their column at the nearest code."""
     readout, (heads, dims) = device.readout, (u.shape[1], u.shape[3])
-    top = highest_code(readout)
-    tiles, codes = -(-device.window.tokens // device.tile.slots), 2 * top + 1
+    tiles, codes = device.subtiles, readout_codes_of(device)
 
     def made() -> Tensor:
         shared = 1 if readout.circuit == "ramp" else dims  # one ramp serves all columns of a sub-tile
@@ -267,7 +269,7 @@ def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_he
 
     errors = die.once(("readout errors", tile, kv_heads, dims, u.dtype, u.device), made)
     table = errors.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*u.shape, codes)
-    nearest = u.round().long() + top
+    nearest = u.round().long() + codes // 2
     return u + table.gather(-1, nearest[..., None])[..., 0]
 
 

@@ -11,7 +11,8 @@ from device_models.errors import InputError
 from device_models.retention import refresh_interval
 from device_models.schema import DeviceModel
 from hwsim.functional.attention import decay_by_age, require_period
-from hwsim.functional.layout import SlotLayout
+from hwsim.functional.cells import decay_factor
+from hwsim.functional.layout import Block, SlotLayout
 
 MOST_REFRESHES = 256
 """Each refresh of a token is one more state of all cells to keep and to read."""
@@ -48,6 +49,7 @@ class AttentionTables:
             )  # fmt: skip
         self.epochs = refreshes + 1
         self._powers: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
+        self.node_weights: dict[tuple[Block, int, int], Tensor] = {}
 
     def epoch_and_rest(self, age: Tensor) -> tuple[Tensor, Tensor]:
         """Return how often a column was refreshed, and the time [s] since then or its write, for ages in tokens."""
@@ -73,8 +75,6 @@ class AttentionTables:
             if self.interval is None:
                 here, table = self.read, decay_by_age(self.device, self.period, self.oldest + 1, like, first=first)
             else:
-                from hwsim.functional.cells import decay_factor
-
                 whole = torch.arange(self.oldest + 1, device=age.device)
                 epochs, rest = self.epoch_and_rest(whole)
                 d = decay_factor(rest, self.device)

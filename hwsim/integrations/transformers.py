@@ -29,7 +29,7 @@ from hwsim.effects import warn_of_idle_effects
 from hwsim.functional.layout import slot_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
-from hwsim.modules import BitLinear, GainCellAttention
+from hwsim.modules import BitLinear, GainCellAttention, gain_cell_layers
 
 NAME = "gain_cell"
 _TABLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -260,11 +260,6 @@ def _index(layer: nn.Module) -> int:
     return int(getattr(layer, "layer_idx", None) or 0)
 
 
-def gain_cell_layers(model: nn.Module) -> list[GainCellAttention]:
-    """Return the emulated attention layers of a model, first layer first."""
-    return [layer for layer in model.modules() if isinstance(layer, GainCellAttention)]
-
-
 def _pretrained(model: nn.Module) -> PreTrainedModel:
     for candidate in model.modules():
         if isinstance(candidate, PreTrainedModel):
@@ -370,6 +365,5 @@ def token_latency_s(model: PreTrainedModel, device: DeviceModel) -> float:
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     with count_events() as counts:
         model(input_ids=token, use_cache=False)
-    tiles = -(-device.window.tokens // device.tile.slots)
-    counts.events["attention.tile_add"] += (tiles - 1) * counts["attention.layer_pass"]
+    counts.events["attention.tile_add"] += (device.subtiles - 1) * counts["attention.layer_pass"]
     return price(counts, device).latency_s

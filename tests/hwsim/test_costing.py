@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from device_models import load_device, preset_names
 from device_models.costs import PARTS, event_costs
-from hwsim import EventCounts, count_events, price
+from hwsim import EventCounts, price
 from hwsim.counting import EVENTS
 from tests import tolerances
-from tests.hwsim.models import emulated_model, small_device, token_ids
+from tests.hwsim.counted import counted, whole
+from tests.hwsim.models import small_device, token_ids
 
 TOKENS = 20
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return emulated_model("llama")
-
-
-def counted(run: Callable[[], object]) -> EventCounts:
-    with torch.no_grad(), count_events() as counts:
-        run()
-    return counts
-
-
-def whole(model: Any, ids: Tensor) -> EventCounts:
-    return counted(lambda: model(input_ids=ids, use_cache=False))
 
 
 def test_unpriced_event_is_no_silent_zero() -> None:

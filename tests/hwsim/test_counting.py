@@ -15,24 +15,10 @@ from torch import Tensor, nn
 from device_models import load_device
 from hwsim import BitLinear, EventCounts, count_events, emulate
 from hwsim.counting import EVENTS
+from tests.hwsim.counted import counted, whole
 from tests.hwsim.models import ARCHITECTURES, PERIOD, emulated_model, full_device, plain_model, small_device, token_ids
 
 TOKENS = 20
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return emulated_model("llama")
-
-
-def counted(run: Callable[[], object]) -> EventCounts:
-    with torch.no_grad(), count_events() as counts:
-        run()
-    return counts
-
-
-def whole(model: Any, ids: Tensor) -> EventCounts:
-    return counted(lambda: model(input_ids=ids, use_cache=False))
 
 
 def in_chunks(model: Any, ids: Tensor, size: int) -> EventCounts:

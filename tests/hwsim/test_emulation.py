@@ -17,7 +17,6 @@ from tests.hwsim.models import (
     ARCHITECTURES,
     PERIOD,
     emulated_model,
-    full_device,
     plain_model,
     set_scalers,
     small_device,
@@ -27,18 +26,6 @@ from tests.hwsim.models import (
 
 TOKENS = 20  # the ring of 12 wraps
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-
-
-@pytest.fixture(scope="module")
-def emulated() -> Callable[[str], Any]:
-    made: dict[str, Any] = {}
-
-    def get(architecture: str) -> Any:
-        if architecture not in made:
-            made[architecture] = emulated_model(architecture, full_device())
-        return made[architecture]
-
-    return get
 
 
 @every_architecture

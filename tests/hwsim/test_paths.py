@@ -17,18 +17,6 @@ from tests.hwsim.models import ARCHITECTURES, emulated_model, full_device, token
 TOKENS = 20  # the ring of 12 wraps
 
 
-@pytest.fixture(scope="module")
-def emulated() -> Callable[[str], Any]:
-    made: dict[str, Any] = {}
-
-    def get(architecture: str) -> Any:
-        if architecture not in made:
-            made[architecture] = emulated_model(architecture, full_device())
-        return made[architecture]
-
-    return get
-
-
 # ---- the ways to run; each returns the logits (batch, tokens, vocabulary) of the same sequences
 
 
