@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from device_models.errors import InputError
+from device_models.price_schema import ADC_PRICES
 from device_models.quantities import parse_quantity
 from device_models.retention import refresh_interval
 from device_models.schema import DeviceModel
@@ -30,7 +31,8 @@ _SWITCHED_OFF: Mapping[tuple[str, object], tuple[str, ...]] = {
     ("storage.levels", None): ("write.dac_inl",),
     ("write.capacitance", None): ("write.ktc", "write.capacitor_mismatch"),
     ("readout.codes", "ideal"): tuple(f"readout.{name}" for name in _READOUT_ERRORS),
-    ("activation.kind", "hard_sigmoid"): ("activation.levels",),
+    ("activation.kind", "hard_sigmoid"): ("activation.levels", "input.signed"),
+    **{(key, model): (price,) for key, price in ADC_PRICES.items() for model in ("counter", "survey", "sar")},
 }
 
 
@@ -67,7 +69,7 @@ def check_together(device: DeviceModel, where: str) -> None:
     Raises:
         InputError: On the first contradiction, missing constant or constant without effect.
     """
-    for rules in (_storage, _retention, _drift, _refresh, _write, _cell, _wire, _readout, _activation, _parity):
+    for rules in (_storage, _retention, _drift, _refresh, _write, _cell, _wire, _readout, _activation, _adc, _parity):
         for error in rules(device, where):
             raise error
 
@@ -204,10 +206,47 @@ def _activation(device: DeviceModel, where: str) -> Iterator[InputError]:
             "softmax needs signed digital scores", where=f"{where}: activation",
             expected="readout_qk.bits from 2 to 16", received=bits,
         )  # fmt: skip
+    if device.input.signed and activation.kind != "softmax":
+        yield InputError(
+            "signed would do nothing", where=f"{where}: input", expected="no signed inputs with kind hard_sigmoid"
+        )
     if activation.levels is not None and activation.kind != "softmax":
         yield InputError(
             "levels would do nothing", where=f"{where}: activation", expected="no levels with kind hard_sigmoid"
         )
+
+
+def _adc(device: DeviceModel, where: str) -> Iterator[InputError]:
+    """A conversion has a price of its own exactly where its model is ``fixed``."""
+    linear, cost = device.linear, device.cost
+    for key, model, price in (
+        ("linear.adc", linear.adc, linear.adc_conversion),
+        ("cost.phi_adc", cost.phi_adc, cost.phi_conversion),
+        ("cost.av_adc", cost.av_adc, cost.av_conversion),
+    ):
+        if (model == "fixed") != (price is not None):
+            yield InputError(
+                f"{ADC_PRICES[key]} {'is missing' if price is None else 'would do nothing'}", where=f"{where}: {key}",
+                expected="a price exactly with the model fixed", received=model,
+            )  # fmt: skip
+    if linear.adc != "fixed" and linear.adc_area:
+        yield InputError("adc_area would do nothing", where=f"{where}: linear", expected="no adc_area beside a model")
+    if linear.adc == "counter":
+        yield InputError(
+            "linear arrays have no charge-to-pulse stage", where=f"{where}: linear.adc",
+            expected="fixed, survey or sar", received="counter",
+        )  # fmt: skip
+    for key, model, bits, needed in (
+        ("linear.adc", linear.adc, linear.adc_bits, True),
+        ("cost.phi_adc", cost.phi_adc, device.readout_qk.bits, False),
+        ("cost.av_adc", cost.av_adc, device.readout.bits, True),
+    ):
+        least = 4 if model == "survey" else 1
+        if model in ("survey", "sar") and ((bits is None and needed) or (bits is not None and bits < least)):
+            yield InputError(
+                f"the model {model} needs a resolution", where=f"{where}: {key}", expected=f"{least} bits or more",
+                received=bits,
+            )  # fmt: skip
 
 
 def _parity(device: DeviceModel, where: str) -> Iterator[InputError]:

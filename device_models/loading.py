@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
@@ -11,13 +12,14 @@ from typing import Any, get_args, get_type_hints
 
 from device_models.consistency import check_together, taken_along
 from device_models.errors import InputError, nearest
+from device_models.fields import Quantity
 from device_models.provenance import USER, Provenance, is_leaf, read_provenance, written
 from device_models.quantities import parse_quantity
-from device_models.schema import COEFFICIENT_UNITS, DeviceModel, Quantity
+from device_models.schema import COEFFICIENT_UNITS, DeviceModel
 from device_models.strict_yaml import parse_yaml
 
 _SCHEMA_VERSION = 1
-_HEADER = {"schema_version", "title"}
+_HEADER = {"schema_version", "title", "include"}
 _SECTIONS = {f.name for f in fields(DeviceModel)} - {"name", "title", "provenance", "file_sha256"}
 
 
@@ -47,6 +49,54 @@ def load_device(name_or_path: str | Path, overrides: Mapping[str, object] | None
             range, number without source.
     """
     path = _find(name_or_path)
+    tree, digest = read_device_file(path)
+    overrides = overrides or {}
+    for key, value in overrides.items():
+        for gone in taken_along(key, value):
+            _drop(tree, gone)
+    for key, value in overrides.items():
+        _override(tree, key, value, where=str(path))
+    values, provenance = read_leaves(tree, str(path))
+    device = _validate({"name": path.stem, "title": str(tree.get("title", path.stem)), **values}, str(path))
+    check_together(device, str(path))
+    return replace(device, provenance=provenance, file_sha256=digest)
+
+
+def read_device_file(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a device file together with the parts that it includes; a leaf of the file itself wins.
+
+    Returns:
+        The sections with their leaves, without ``include``, and a digest over the bytes of all files read.
+
+    Raises:
+        InputError: If a file cannot be read, is no device file of this version or has an unknown section.
+    """
+    tree, content = _read_one(path)
+    digest = hashlib.sha256(content)
+    names = tree.pop("include", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(n, str) and re.fullmatch(r"[\w.+-]+", n) for n in names):
+        raise InputError(
+            "wrong include", where=f"{path}: include", expected="the name of a part, or a list", received=names
+        )
+    for name in names:
+        part_path = _part(name, path)
+        part, content = _read_one(part_path)
+        digest.update(content)
+        if "include" in part:
+            raise InputError("a part includes another", where=str(part_path), expected="no include in a part")
+        for section, keys in part.items():
+            if section in _HEADER:
+                continue
+            if not isinstance(keys, dict):
+                raise InputError("not a section", where=f"{part_path}: {section}", expected="keys below it")
+            own = tree.setdefault(section, {})
+            if isinstance(own, dict):
+                tree[section] = {**keys, **own}
+    return tree, digest.hexdigest()
+
+
+def _read_one(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
@@ -65,16 +115,20 @@ def load_device(name_or_path: str | Path, overrides: Mapping[str, object] | None
     for key in tree:
         if key not in _SECTIONS | _HEADER:
             raise InputError("unknown key", where=f"{path}: {key}", remedy=nearest(str(key), _SECTIONS))
-    overrides = overrides or {}
-    for key, value in overrides.items():
-        for gone in taken_along(key, value):
-            _drop(tree, gone)
-    for key, value in overrides.items():
-        _override(tree, key, value, where=str(path))
-    values, provenance = _split(tree, str(path))
-    device = _validate({"name": path.stem, "title": str(tree.get("title", path.stem)), **values}, str(path))
-    check_together(device, str(path))
-    return replace(device, provenance=provenance, file_sha256=hashlib.sha256(content).hexdigest())
+    return tree, content
+
+
+def _part(name: str, device: Path) -> Path:
+    """Find an included part: a file beside the device file, or a shipped one."""
+    beside, shipped = device.parent / f"{name}.yaml", preset_folder() / "parts" / f"{name}.yaml"
+    for path in (beside, shipped):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in shipped.parent.glob("*.yaml"))
+    raise InputError(
+        "no such part", where=f"{device}: include", expected=f"a shipped part or {beside.name} beside the device file",
+        received=name, remedy=nearest(name, known),
+    )  # fmt: skip
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -99,7 +153,7 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, An
                 yield section, str(key), leaf
 
 
-def _split(tree: Mapping[str, Any], where: str) -> tuple[dict[str, dict[str, Any]], dict[str, Provenance]]:
+def read_leaves(tree: Mapping[str, Any], where: str) -> tuple[dict[str, dict[str, Any]], dict[str, Provenance]]:
     """Part the values of a file from their sources."""
     values: dict[str, dict[str, Any]] = {}
     provenance: dict[str, Provenance] = {}
@@ -149,7 +203,7 @@ def _override(tree: dict[str, Any], dotted: str, value: object, *, where: str) -
         raise InputError("unknown device key", where=f"{where}: {dotted}", remedy=remedy)
     keys = tree.setdefault(section, {})
     if not isinstance(keys, dict):
-        return  # _split tells the user that this is no section
+        return  # read_leaves tells the user that this is no section
     leaf = keys.get(key)
     old = leaf["value"] if isinstance(leaf, dict) and is_leaf(leaf) else leaf
     keys[key] = {
@@ -191,19 +245,37 @@ def _unit(hint: Any) -> str | None:
 
 
 @cache
-def _adapter() -> Any:
+def _adapter(kind: type) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(DeviceModel)
+    return TypeAdapter(kind)
 
 
 def _validate(values: dict[str, Any], where: str) -> DeviceModel:
     from pydantic import ValidationError
 
     try:
-        return _adapter().validate_python(values)
+        return _adapter(DeviceModel).validate_python(values)
     except ValidationError as error:
         raise _first_problem(error, where) from None
+
+
+def validated(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """Make one section of a file into its dataclass; raises InputError with the first problem."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            remedy = nearest(key, [f.name for f in fields(kind)])
+            raise InputError("unknown key", where=f"{where}.{key}", remedy=remedy) from None
+        if "missing" in problem["type"]:
+            raise InputError("missing", where=f"{where}.{key}", expected="a value with its source") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(message, where=f"{where}.{key}", received=problem["input"]) from None
 
 
 def _first_problem(error: Any, where: str) -> InputError:

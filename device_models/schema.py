@@ -6,99 +6,20 @@ when a file is validated, never by ``import device_models``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from device_models.fields import STRICT, Factor, Levels, Quantity, Whole
+from device_models.price_schema import Adc, Cost, Digital, LinearArray
 from device_models.provenance import Provenance
-from device_models.quantities import parse_quantity
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """Annotation of a field that files write as a quantity string.
-
-    Attributes:
-        unit: SI unit that the field holds.
-        above: Exclusive lower bound, in that unit.
-        least: Inclusive lower bound.
-        most: Inclusive upper bound.
-    """
-
-    unit: str
-    above: float = -math.inf
-    least: float = -math.inf
-    most: float = math.inf
-
-    def parse(self, value: object) -> float:
-        """Read and bound one value; raises ValueError."""
-        number = parse_quantity(value, self.unit)
-        if not (number > self.above and self.least <= number <= self.most):
-            bounds = [f"> {self.above:g}"] if self.above > -math.inf else []
-            bounds += [f">= {self.least:g}"] if self.least > -math.inf else []
-            bounds += [f"<= {self.most:g}"] if self.most < math.inf else []
-            raise ValueError(f"expected a value {' and '.join(bounds)} {self.unit}")
-        return number
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Tell pydantic to read quantity strings."""
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_plain_validator_function(self.parse)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Annotation of an integer field with inclusive bounds; booleans and floats are refused."""
-
-    least: int
-    most: int
-
-    def parse(self, value: object) -> int:
-        """Check one value; raises ValueError."""
-        if isinstance(value, bool) or not isinstance(value, int) or not self.least <= value <= self.most:
-            raise ValueError(f"expected a whole number from {self.least} to {self.most}")
-        return value
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Tell pydantic to check integers."""
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_plain_validator_function(self.parse)
-
-
-@dataclass(frozen=True)
-class Factor:
-    """Annotation of a dimensionless number with inclusive bounds."""
-
-    least: float
-    most: float
-
-    def parse(self, value: object) -> float:
-        """Check one value; raises ValueError."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.least <= value <= self.most:
-            raise ValueError(f"expected a number from {self.least:g} to {self.most:g}, without unit")
-        return float(value)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Tell pydantic to check numbers."""
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_plain_validator_function(self.parse)
-
-
-Levels = Annotated[int, Whole(2, 65536)]
-Energy = Annotated[float, Quantity("J", least=0.0, most=1e-3)]
-Duration = Annotated[float, Quantity("s", least=0.0, most=1.0)]
-_STRICT = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
 class Operation:
     """Conditions the device runs at: temperature [K]."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     temperature: Annotated[float, Quantity("K", above=0.0, most=1000.0)] = 300.15
 
 
@@ -108,12 +29,14 @@ class Input:
 
     Attributes:
         levels: Pulse widths from 0 to the full pulse; None is continuous.
+        signed: Whether one read takes queries of both signs, as digital arrays do; else they are read twice, by sign.
         inl: [LSB] rms integral non-linearity over the codes of one row's converter, static per die.
         jitter: [s] rms deviation of one pulse's width, drawn at each read; also of the pulses between the products.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     levels: Levels | None
+    signed: bool = False
     inl: Annotated[float, Factor(0.0, 4.0)] = 0.0
     jitter: Annotated[float, Quantity("s", least=0.0, most=1e-6)] = 0.0
 
@@ -122,7 +45,7 @@ class Input:
 class Storage:
     """Voltages that keys and values are stored as: ``levels`` from ``v_min`` to ``v_max`` [V]; None is continuous."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     levels: Levels | None
     v_min: Annotated[float, Quantity("V", least=-5.0, most=5.0)]
     v_max: Annotated[float, Quantity("V", least=-5.0, most=5.0)]
@@ -144,7 +67,7 @@ class Write:
         pedestal_sigma: [V] its spread from cell to cell, static per die.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     capacitance: Annotated[float, Quantity("F", above=0.0, most=1e-9)] | None = None
     ktc: bool = False
     capacitor_mismatch: Annotated[float, Quantity("F**0.5", least=0.0, most=1e-6)] = 0.0
@@ -173,7 +96,7 @@ class Retention:
         reference_temperature: [K] temperature that the time constants belong to.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     kind: Literal["none", "exponential", "stretched", "log_self_limited", "constant_current"]
     tau: Annotated[float, Quantity("s", above=0.0, most=1e9)] | None = None
     beta: Annotated[float, Factor(0.05, 1.0)] | None = None
@@ -202,7 +125,7 @@ class Drift:
         stress_time: [s] how long the die has been under bias.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     amplitude: Annotated[float, Quantity("V", least=-1.0, most=1.0)] = 0.0
     tau: Annotated[float, Quantity("s", above=0.0, most=1e12)] | None = None
     beta: Annotated[float, Factor(0.05, 1.0)] = 1.0
@@ -221,7 +144,7 @@ class Refresh:
         droop: [LSB] of the storage levels.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     kind: Literal["none", "periodic", "on_droop"] = "none"
     interval: Annotated[float, Quantity("s", above=0.0, most=1e9)] | None = None
     droop: Annotated[float, Factor(0.01, 0.5)] | None = None
@@ -237,7 +160,7 @@ class Variability:
         phi_offset_sigma: [1] offset of a column's charge-to-pulse stage, in full pulses.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     gain_sigma: Annotated[float, Factor(0.0, 2.0)] = 0.0
     offset_sigma: Annotated[float, Quantity("V", least=0.0, most=1.0)] = 0.0
     phi_offset_sigma: Annotated[float, Factor(0.0, 1.0)] = 0.0
@@ -253,7 +176,7 @@ class Noise:
         comparator: [1] of a column's charge-to-pulse stage, in full pulses.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     white: Annotated[float, Factor(0.0, 1.0)] = 0.0
     flicker: Annotated[float, Factor(0.0, 1.0)] = 0.0
     comparator: Annotated[float, Factor(0.0, 1.0)] = 0.0
@@ -269,7 +192,7 @@ class Wire:
         supply: [V] voltage across a cell; the current falls in proportion to what the line takes of it.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     resistance: Annotated[float, Quantity("ohm", least=0.0, most=1e6)] = 0.0
     cell_current: Annotated[float, Quantity("A", least=0.0, most=1e-3)] = 0.0
     supply: Annotated[float, Quantity("V", above=0.0, most=5.0)] = 0.9
@@ -286,7 +209,7 @@ class Cell:
         surrogate_slope: [A/V] slope of the surrogate; only with ``backward: linear``.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     law: Literal["linear", "cubic"]
     coefficients: tuple[float, ...]
     backward: Literal["exact", "linear"] = "exact"
@@ -297,7 +220,7 @@ class Cell:
 class Saturation:
     """Currents (times full pulse) at which the charge-to-pulse stages saturate [A]."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     qk: Annotated[float, Quantity("A", above=0.0, most=1.0)]
     av: Annotated[float, Quantity("A", above=0.0, most=1.0)]
 
@@ -321,7 +244,7 @@ class Readout:
             by a factor per layer and head that is stored with the model.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     bits: Annotated[int, Whole(1, 12)] | None
     codes: Literal["counter", "published_33", "ideal"]
     circuit: Literal["counter", "ramp", "sar", "flash"] = "counter"
@@ -342,7 +265,7 @@ class ReadoutQk:
             ``hard_sigmoid``, ``2^bits - 1`` signed codes on [-1, 1] with ``softmax``.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     bits: Annotated[int, Whole(1, 16)] | None = None
 
 
@@ -356,7 +279,7 @@ class Activation:
         levels: Pulse widths of the digital weights; None is continuous; only with ``softmax``.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     kind: Literal["hard_sigmoid", "softmax"] = "hard_sigmoid"
     levels: Levels | None = None
 
@@ -372,7 +295,7 @@ class Tile:
             by the absolute token index (the published code).
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     rows: Annotated[int, Whole(1, 4096)]
     slots: Annotated[int, Whole(1, 4096)]
     assignment: Literal["ring", "absolute"] = "ring"
@@ -382,73 +305,15 @@ class Tile:
 class Window:
     """Number of tokens that one head's arrays hold."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     tokens: Annotated[int, Whole(1, 1 << 20)]
-
-
-@dataclass(frozen=True)
-class LinearArray:
-    """Arrays of the ternary linear layers: geometry and price per action."""
-
-    __pydantic_config__: ClassVar = _STRICT
-    rows: Annotated[int, Whole(1, 65536)]
-    columns: Annotated[int, Whole(1, 65536)]
-    input_cycles: Annotated[int, Whole(1, 256)]
-    cell_mac: Energy
-    adc_conversion: Energy
-    row_drive: Energy
-    shift_add: Energy
-    system_multiplier: Annotated[float, Factor(1.0, 100.0)]
-    mvm_time: Duration
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Energy per event of attention and of the digital parts, the timeline, and the area.
-
-    Attributes:
-        qk_mac: [J] one cell of the first array read once, with its share of the charge-to-pulse converter.
-        av_mac: [J] the same of the second array.
-        phi_conversion: [J] one score digitised or turned to a pulse, where ``qk_mac`` does not contain it.
-        av_conversion: [J] one output of one sub-tile read out, where ``av_mac`` does not contain it.
-        write_conversion: [J] one value written: its DAC and the write.
-        digital_control: [J] control, counters, adders and routing, per sub-tile that holds tokens, head and token.
-        digital_mac: [J] one multiply-accumulate of the digital side (adapter, LM head).
-        time_reset: [s] reset of the charge-to-pulse capacitors.
-        time_qk: [s] longest pulse of the first product.
-        time_av: [s] longest pulse of the second product.
-        time_counter: [s] counting the output pulses.
-        time_add: [s] adding one more sub-tile's result.
-        digital_mac_rate: [1/s] multiply-accumulates per second of the digital side.
-        subtile_area: [m^2] one sub-tile of keys and values with readout and control.
-        refresh_conversion: [J] one value read, rounded to its levels and written back.
-        softmax: [J] one score normalised in digital; only with ``activation.kind: softmax``.
-    """
-
-    __pydantic_config__: ClassVar = _STRICT
-    qk_mac: Energy
-    av_mac: Energy
-    phi_conversion: Energy
-    av_conversion: Energy
-    write_conversion: Energy
-    digital_control: Energy
-    digital_mac: Energy
-    time_reset: Duration
-    time_qk: Duration
-    time_av: Duration
-    time_counter: Duration
-    time_add: Duration
-    digital_mac_rate: Annotated[float, Quantity("1/s", above=0.0, most=1e21)]
-    subtile_area: Annotated[float, Quantity("m**2", least=0.0, most=1.0)]
-    refresh_conversion: Energy = 0.0
-    softmax: Energy = 0.0
 
 
 @dataclass(frozen=True)
 class Parity:
     """Rounding of the published code that differs from the physics; all off by default."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     bfloat16_decay: bool = False
 
 
@@ -463,7 +328,7 @@ class DeviceModel:
         file_sha256: Digest of the file's bytes.
     """
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     name: str
     title: str
     input: Input
@@ -476,6 +341,8 @@ class DeviceModel:
     window: Window
     linear: LinearArray
     cost: Cost
+    digital: Digital
+    adc: Adc
     operation: Operation = field(default_factory=Operation)
     write: Write = field(default_factory=Write)
     drift: Drift = field(default_factory=Drift)

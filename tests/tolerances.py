@@ -43,7 +43,20 @@ PARITY_GRADIENT = 1e-5
 """Of the largest gradient: float32 sums over 160 x 64 terms (measured: below 1e-6 for q, k, v)."""
 
 SUM = 1e-12
-"""Relative: a handful of float64 additions, as in parts that sum to a total."""
+"""Relative: a handful of float64 additions, as in parts that sum to a total. Energies are smaller than the absolute
+tolerance that pytest.approx adds by itself: say ``abs=0.0`` beside it."""
 
 THREE_DIGITS = 5e-3
 """Relative: the paper prints three significant digits or fewer."""
+
+ADC_TABLE = 0.02
+"""Relative: the table of the survey regression prints four decimals of a pJ, of which 0.03 pJ keeps two digits."""
+
+STIMULUS = 0.05
+"""Relative: the published stimulus is known by its charge alone; pulse grid and readout move it by a few per cent."""
+
+DECAYED = 1e-3
+"""Relative: cells of up to 64 tokens of 65 ns have lost up to 0.08 % of their signal at 5 ms."""
+
+TWO_DIGITS = 0.02
+"""Relative: device files round derived prices to two digits, the coarsest of them 0.158 pJ to 0.16 pJ."""

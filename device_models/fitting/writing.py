@@ -9,10 +9,9 @@ from typing import Any
 
 from device_models.errors import InputError
 from device_models.fitting.result import FitResult, Leaf
-from device_models.loading import load_device, preset_folder
+from device_models.loading import load_device, preset_folder, read_device_file
 from device_models.provenance import USER
 from device_models.schema import DeviceModel
-from device_models.strict_yaml import read_yaml
 
 
 def write_device(result: FitResult, base: str | Path, out: str | Path) -> DeviceModel:
@@ -31,7 +30,7 @@ def write_device(result: FitResult, base: str | Path, out: str | Path) -> Device
     """
     load_device(base)
     path, out = Path(base), Path(out)
-    tree = read_yaml(path if path.is_file() else preset_folder() / f"{base}.yaml")
+    tree = {"schema_version": 1} | read_device_file(path if path.is_file() else preset_folder() / f"{base}.yaml")[0]
     text = _document(merged(tree, result), f"fitted to {result.file} over {path.stem}")
     try:
         with out.open("x", encoding="utf-8", newline="\n") as file:

@@ -1,4 +1,4 @@
-"""Device files of the tests: a shipped one, read as a tree, changed and written again."""
+"""Device files of the tests: a shipped one, read with its parts as a tree, changed and written again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from device_models.loading import preset_folder
-from device_models.strict_yaml import read_yaml
+from device_models.loading import preset_folder, read_device_file
 
 Tree = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
 def shipped_tree() -> Tree:
-    return read_yaml(preset_folder() / "gaincell_28nm.yaml")
+    return read_device_file(preset_folder() / "gaincell_28nm.yaml")[0]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from device_models.fitting import FitResult, Points, decay, fit, read_points, wr
 from device_models.fitting.converter import strengths
 from device_models.fitting.result import check_bounds
 from device_models.fitting.spread import population
+from device_models.loading import preset_folder, read_device_file
 from device_models.retention import stored_voltage
 from device_models.schema import Retention
 from device_models.strict_yaml import read_yaml
@@ -635,7 +636,7 @@ def test_file_is_the_same_every_time_and_leaves_nothing_to_guess(base: DeviceMod
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
     assert device.provenance["retention.tau"].where == '1e-4 "µ" no: # x.csv'
     tree = read_yaml(tmp_path / "a.yaml")
-    assert tree["cost"] == read_yaml(Path(__file__).parents[2] / "configs" / "gaincell_28nm.yaml")["cost"]
+    assert tree["cost"] == read_device_file(preset_folder() / "gaincell_28nm.yaml")[0]["cost"]
 
 
 def test_writing_refuses(base: DeviceModel, tmp_path: Path) -> None:

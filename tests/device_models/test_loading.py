@@ -199,7 +199,9 @@ def test_wrong_override_is_an_input_error(overrides: dict[str, object], said: li
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t.update(input=5), put("input.levels", 3), lambda t: t.pop("input")], ids=repr
+    "change",
+    [lambda t: t.update(input=5), put("input.levels", 3), lambda t: t.pop("input")],
+    ids=["number", "bare-leaf", "absent"],
 )
 def test_override_of_a_broken_section_is_no_traceback(change: Change, tree: dict[str, Any], write: Write) -> None:
     change(tree)
