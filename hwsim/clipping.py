@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from device_models.converters import highest_code, readout_step
+from device_models.schema import DeviceModel
+from hwsim.die import Array
 from hwsim.functional.cells import cell_current, cell_deviations
 from hwsim.functional.reads import Place, input_pulses, noisy_scores
 from hwsim.functional.tables import AttentionTables
@@ -122,12 +124,17 @@ def _count_inputs(layer: GainCellAttention, query: Tensor, key: Tensor, value: T
         count(what, (x < storage.v_min) | (x > storage.v_max))
 
 
+def sampled_queries(tokens: int, where: torch.device) -> Tensor:
+    """Return at most ``QUERIES`` of a sequence's queries, evenly spaced, the last one first."""
+    return torch.arange(tokens - 1, -1, -max(1, tokens // QUERIES), device=where)[:QUERIES]
+
+
 def _count_scores(
     layer: GainCellAttention, query: Tensor, key: Tensor, tables: AttentionTables, place: Place, count: Count
 ) -> None:
     """Compute the first product of some queries as it reaches the charge-to-pulse stage."""
     device, tokens = layer.device, key.shape[2]
-    at = torch.arange(tokens - 1, -1, -max(1, tokens // QUERIES), device=query.device)[:QUERIES]
+    at = sampled_queries(tokens, query.device)
     scores = partial(_scores, key=key, layer=layer, tables=tables, place=place, at=at)
     read = (at[:, None] >= torch.arange(tokens, device=at.device)).expand(query.shape[1], -1, -1)
     if device.activation.kind == "softmax":
@@ -145,12 +152,32 @@ def _scores(
     """Return scores over the saturation, (heads, queries, tokens)."""
     device, kv_heads, slots = layer.device, key.shape[1], torch.arange(key.shape[2], device=key.device)
     pulses = input_pulses(query[:, :, at], device, place, at[None], kv_heads)
-    cells = cell_deviations(place.die, "key", device, kv_heads, slots, key.shape[3], key.dtype)
-    tokens = (at[:, None] - slots).clamp(min=0)[:, None, :, None]  # queries take the place of sequences
-    gate = gate_voltage(key, tokens.double() * tables.period, device, cells, place, "key", slots[None])
-    current = cell_current(gate, device, cells).repeat_interleave(query.shape[1] // kv_heads, 1)
+    current = read_currents(key, "key", device, tables, place, at).repeat_interleave(query.shape[1] // kv_heads, 1)
     product = torch.einsum("hqd,qhsd->hqs", pulses[0], current) / device.saturation.qk
     return noisy_scores(product[None], pulses, device, place, at[None], slots, kv_heads)[0]
+
+
+def read_currents(
+    x: Tensor, array: Array, device: DeviceModel, tables: AttentionTables, place: Place, at: Tensor
+) -> Tensor:
+    """Return the currents [A] of the cells of one sequence as the queries ``at`` meet them.
+
+    Args:
+        x: (1, kv_heads, tokens, head_dim) voltages to store, before their converter; no more tokens than the window.
+        array: Which array they lie in.
+        device: The device.
+        tables: Of the forward pass, for the token period.
+        place: Chip and noise.
+        at: (queries,) tokens that read.
+
+    Returns:
+        (queries, kv_heads, tokens, head_dim); tokens after the query count as just written.
+    """
+    slots = torch.arange(x.shape[2], device=x.device)
+    cells = cell_deviations(place.die, array, device, x.shape[1], slots, x.shape[3], x.dtype)
+    ages = (at[:, None] - slots).clamp(min=0)[:, None, :, None]  # queries take the place of sequences
+    gate = gate_voltage(x, ages.double() * tables.period, device, cells, place, array, slots[None])
+    return cell_current(gate, device, cells)
 
 
 def _last_code(layer: GainCellAttention, charge: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Count the events of forward passes: what was written, multiplied, converted and controlled.
+"""Count the events of forward passes: what was written, multiplied, converted, controlled and moved.
 
 ``with count_events() as counts:`` collects from every emulated model that runs inside. Padding is never counted,
 recomputation under activation checkpointing is not counted again. Counts are whole numbers; prices come later.
@@ -7,9 +7,9 @@ recomputation under activation checkpointing is not counted again. Counts are wh
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,102 +17,146 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from device_models.costs import HALF_PRECISION
+from device_models.retention import refresh_interval
+from device_models.schema import DeviceModel
+from hwsim.events import EventCounts
 
 if TYPE_CHECKING:
     from hwsim.functional.layout import SlotLayout
     from hwsim.modules import BitLinear
 
-EVENTS = {
-    "attention.qk_mac": "cells of the first array read by a query",
-    "attention.av_mac": "cells of the second array read by a query",
-    "attention.phi_conversion": "scores turned into pulses",
-    "attention.av_conversion": "outputs of sub-tiles read out",
-    "attention.write_conversion": "values converted and written to cells",
-    "attention.refresh_conversion": "values read, rounded and written back",
-    "attention.softmax": "scores normalised in digital",
-    "attention.subtile_pass": "sub-tiles with tokens, per head and token",
-    "attention.layer_pass": "tokens through an attention layer (time)",
-    "attention.tile_add": "additions of sub-tile results one after another (time)",
-    "attention.shared_array_pass": "further queries that share a key/value array (time)",
-    "linear.cell_mac": "cells of ternary arrays read, per input bit",
-    "linear.adc_conversion": "column conversions of ternary arrays, per input bit",
-    "linear.shift_add": "shift-and-adds behind those conversions",
-    "linear.row_drive": "rows of ternary arrays driven, per input bit",
-    "linear.layer_pass": "matrix-vector products on ternary arrays one after another (time)",
-    "digital.mac": "multiply-accumulates of adapter, LM head and other digital layers",
-}
-"""Every kind of event, with what one of it is."""
-
 
 @dataclass
-class EventCounts:
-    """Counts of one ``with`` block.
+class _Collector:
+    """Counts of one block, with what it must remember of the pass that runs.
 
     Attributes:
-        events: Number of events by kind.
-        tokens: Tokens that went through the model (through its first attention layer), padding excluded.
-        subtiles: Sub-tiles built into the device for the models seen, by attention layer (heads x tiles).
+        valid: (batch, tokens) which inputs are tokens, and how many they are.
+        first_layer: The layer that counts tokens.
+        layer: The decoder layer that runs now; None outside of them.
+        attended: Whether its attention was counted.
+        last_input: What the latest ternary layer took: layers fed by the same tensor run at the same time.
+        looked_up: Bits of a row of each embedding table asked since the last pass.
+        rows: What :meth:`values` found for each shape of the pass.
+        geometry: Counts of the layout that the layers of a pass share.
+        watched: Modules whose parts have hooks by now.
+        hooks: Of them, removed at the end of the block.
     """
 
-    events: Counter[str] = field(default_factory=Counter)
+    counts: EventCounts
+    valid: Tensor | None = None
     tokens: int = 0
-    subtiles: dict[int, int] = field(default_factory=dict)
-    _valid: Tensor | None = field(default=None, repr=False)
-    _last_input: weakref.ref[Tensor] | None = field(default=None, repr=False)
-    _first_layer: int | None = field(default=None, repr=False)
+    first_layer: int | None = None
+    layer: int | None = None
+    attended: bool = False
+    last_input: weakref.ref[Tensor] | None = None
+    looked_up: dict[int, int] = field(default_factory=dict)
+    rows: dict[torch.Size, int] = field(default_factory=dict)
+    geometry: tuple[weakref.ref[SlotLayout], int, _Geometry] | None = None
+    watched: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
-    def __getitem__(self, event: str) -> int:
-        """Return the count of one kind of event."""
-        if event not in EVENTS:
-            raise KeyError(f"unknown event {event!r}; known: {', '.join(EVENTS)}")
-        return self.events[event]
+    def values(self, shape: torch.Size) -> int:
+        """Return how many rows of a tensor (..., width) belong to tokens rather than padding."""
+        found = self.rows.get(shape)
+        if found is None:
+            found = self.rows[shape] = self._values(shape)
+        return found
 
-    def add(self, other: EventCounts) -> None:
-        """Add the counts of another block, for example of another client."""
-        self.events.update(other.events)
-        self.tokens += other.tokens
-        self.subtiles.update(other.subtiles)
+    def _values(self, shape: torch.Size) -> int:
+        leading = tuple(shape[:-1])
+        if self.valid is not None:
+            batch = tuple(self.valid.shape)
+            if leading[:2] == batch:  # (batch, tokens) or, for norms of heads, (batch, tokens, heads)
+                return self.tokens * math.prod(leading[2:])
+            if len(leading) == 3 and leading[::2] == batch:  # norms of heads behind a transpose, (batch, heads, tokens)
+                return self.tokens * leading[1]
+            if leading == (self.valid.numel(),):  # OPT flattens batch and tokens
+                return self.tokens
+        return math.prod(leading)
+
+    def record(self, events: dict[str, int]) -> None:
+        """Add events of the layer that runs now."""
+        self.counts.record(self.layer, events)
 
 
-_ACTIVE: ContextVar[EventCounts | None] = ContextVar("hwsim_event_counts", default=None)
+_ACTIVE: ContextVar[_Collector | None] = ContextVar("hwsim_event_counts", default=None)
 
 
 @contextmanager
 def count_events() -> Iterator[EventCounts]:
     """Collect the events of all forward passes inside the block; blocks may nest, the innermost counts."""
-    counts = EventCounts()
-    token = _ACTIVE.set(counts)
-
-    def count_digital(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if _ACTIVE.get() is counts:  # not in the hook of an outer block or of another thread
-            _count_digital(module, inputs, output)
-
-    hook = nn.modules.module.register_module_forward_hook(count_digital)
+    collector = _Collector(EventCounts())
+    token = _ACTIVE.set(collector)
     try:
-        yield counts
+        yield collector.counts
     finally:
-        hook.remove()
+        for hook in collector.hooks:
+            hook.remove()
         _ACTIVE.reset(token)
 
 
-def active_counts() -> EventCounts | None:
-    """Return the counts that collect now; None outside a block and while a backward pass recomputes."""
-    counts = _ACTIVE.get()
-    if counts is None or torch._C._current_graph_task_id() != -1:
-        return None
-    return counts
+def _collector() -> _Collector | None:
+    """Return what collects now; None outside a block and while a backward pass recomputes."""
+    collector = _ACTIVE.get()
+    return None if collector is None or torch._C._current_graph_task_id() != -1 else collector
 
 
 def record_tokens(valid: Tensor) -> None:
     """Tell the counter, before the layers of a forward pass run, which of its (batch, tokens) inputs are real."""
-    counts = active_counts()
-    if counts is not None:
-        counts._valid = valid
+    collector = _collector()
+    if collector is not None:
+        collector.valid, collector.tokens, collector.geometry = valid, int(valid.sum()), None
+        collector.rows.clear()
+
+
+# ---- attention
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Sums over the real queries of one forward pass: cells' tokens read, sub-tiles that hold tokens, refreshes."""
+
+    tokens: int
+    pairs: int
+    tiles: int
+    refreshes: int
+
+
+def _geometry(
+    collector: _Collector, layout: SlotLayout, batch: int, device: DeviceModel, token_period_s: float | None
+) -> _Geometry:
+    """Sum over the queries of a layout, once for all layers that share it."""
+    known = collector.geometry
+    if known is not None and known[0]() is layout and known[1] == batch:
+        return known[2]
+    own = layout.query_index.expand(batch, -1)
+    real = own >= 0
+    if collector.valid is not None and collector.valid.shape == real.shape:
+        real = real & collector.valid
+    held = (own + 1).clamp(max=layout.window)
+    interval, refreshes = refresh_interval(device), 0
+    if interval is not None:
+        # A token is refreshed when its age passes a multiple of the interval: together, the tokens held at a query
+        # pass as many as the oldest has behind it
+        seconds = (held - 1).clamp(min=0).to(torch.float64) * (token_period_s or 0.0)
+        refreshes = int(((seconds / interval).floor().long() * real).sum())
+    found = _Geometry(
+        int(real.sum()),
+        int((layout.read.sum(-1) * real).sum()),
+        int(((-(-held // layout.slots)) * real).sum()),
+        refreshes,
+    )
+    collector.geometry = (weakref.ref(layout), batch, found)
+    return found
 
 
 def record_attention(
-    layer: int, layout: SlotLayout, heads: int, kv_heads: int, head_dim: int, batch: int, *,
-    refreshes: Tensor | None = None, softmax: bool = False,
+    layer: int, layout: SlotLayout, heads: int, kv_heads: int, head_dim: int, batch: int, device: DeviceModel, *,
+    token_period_s: float | None = None, rotary_dim: int = 0,
 ) -> None:  # fmt: skip
     """Add the events of one attention layer in one forward pass.
 
@@ -123,52 +167,42 @@ def record_attention(
         kv_heads: Heads whose keys and values are stored.
         head_dim: Size of one head.
         batch: Sequences of the forward pass.
-        refreshes: (ages,) how often a slot is refreshed on its way to each age, from the age before.
-        softmax: Whether scores are normalised in digital; positive and negative queries are then read apart.
+        device: The device, for its sub-tiles, its refresh, and whether scores are normalised in digital.
+        token_period_s: [s] time between two tokens, for refresh.
+        rotary_dim: Dimensions of a head that a rotary embedding turned.
     """
-    counts = active_counts()
-    if counts is None:
+    collector = _collector()
+    if collector is None:
         return
-    own = layout.query_index.expand(batch, -1)
-    real = own >= 0
-    if counts._valid is not None and counts._valid.shape == real.shape:
-        real = real & counts._valid
-    tokens = int(real.sum())
-    pairs = int((layout.read.sum(-1) * real).sum())
-    held = (own + 1).clamp(max=layout.window)
-    tiles = int(((-(-held // layout.slots)) * real).sum())
-    rows, passes = -(-head_dim // layout.rows), 2 if softmax else 1
-    counts.events.update(
-        {
-            "attention.qk_mac": passes * pairs * heads * head_dim,
-            "attention.av_mac": pairs * heads * head_dim,
-            "attention.phi_conversion": passes * pairs * heads,
-            "attention.av_conversion": tiles * heads * head_dim,
-            "attention.write_conversion": tokens * 2 * kv_heads * head_dim,
-            "attention.subtile_pass": tiles * heads * rows,
-            "attention.layer_pass": tokens,
-            "attention.tile_add": tiles - tokens,
-            "attention.shared_array_pass": tokens * (heads // kv_heads - 1),
-        }
-    )
-    if softmax:
-        counts.events["attention.softmax"] += pairs * heads
-    if refreshes is not None:
-        refreshed = int((refreshes[layout.age] * layout.read * real[:, :, None]).sum())
-        counts.events["attention.refresh_conversion"] += refreshed * 2 * kv_heads * head_dim
+    sums = _geometry(collector, layout, batch, device, token_period_s)
+    rows, softmax = -(-head_dim // layout.rows), device.activation.kind == "softmax"
+    passes = 2 if softmax and not device.input.signed else 1
+    events = {
+        "attention.qk_mac": passes * sums.pairs * heads * head_dim,
+        "attention.av_mac": sums.pairs * heads * head_dim,
+        "attention.phi_conversion": passes * sums.pairs * heads,
+        "attention.av_conversion": sums.tiles * heads * head_dim,
+        "attention.write_conversion": sums.tokens * 2 * kv_heads * head_dim,
+        "attention.refresh_conversion": sums.refreshes * 2 * kv_heads * head_dim,
+        "attention.softmax": sums.pairs * heads if softmax else 0,
+        "attention.subtile_pass": sums.tiles * heads * rows,
+        "attention.layer_pass": sums.tokens,
+        "attention.tile_add": sums.tiles - sums.tokens,
+        "attention.shared_array_pass": sums.tokens * (heads // kv_heads - 1),
+        "attention.scaler_value": sums.tokens * 2 * (heads + kv_heads) * head_dim,
+        "attention.rotary_value": sums.tokens * (heads + kv_heads) * rotary_dim,
+    }
+    counts = collector.counts
+    counts.record(layer, events)
     counts.subtiles[layer] = kv_heads * rows * -(-layout.window // layout.slots)
-    if counts._first_layer is None:
-        counts._first_layer = layer
-    if layer == counts._first_layer:
-        counts.tokens += tokens
+    collector.attended = True
+    if collector.first_layer is None:
+        collector.first_layer = layer
+    if layer == collector.first_layer:
+        counts.tokens += sums.tokens
 
 
-def _real_tokens(counts: EventCounts, leading: tuple[int, ...]) -> int:
-    """Return how many positions of an input with this leading shape are tokens rather than padding."""
-    valid = counts._valid
-    if valid is not None and leading in (tuple(valid.shape), (valid.numel(),)):  # OPT flattens batch and tokens
-        return int(valid.sum())
-    return math.prod(leading)
+# ---- ternary layers
 
 
 def record_linear(layer: BitLinear, x: Tensor) -> None:
@@ -176,26 +210,177 @@ def record_linear(layer: BitLinear, x: Tensor) -> None:
 
     ``conversions = outputs x row tiles x input bits``, ``drives = inputs x column tiles x input bits``.
     """
-    counts = active_counts()
-    if counts is None or layer.array is None:
+    collector = _collector()
+    if collector is None or layer.array is None:
         return
-    tokens = _real_tokens(counts, tuple(x.shape[:-1]))
+    tokens = collector.values(x.shape)
     array, inputs, outputs = layer.array, layer.in_features, layer.out_features
-    cycles = tokens * array.input_cycles
-    counts.events["linear.cell_mac"] += cycles * inputs * outputs
-    counts.events["linear.adc_conversion"] += cycles * outputs * -(-inputs // array.rows)
-    counts.events["linear.shift_add"] += cycles * outputs * -(-inputs // array.rows)
-    counts.events["linear.row_drive"] += cycles * inputs * -(-outputs // array.columns)
-    previous = counts._last_input() if counts._last_input is not None else None
-    if previous is not x:
-        counts.events["linear.layer_pass"] += tokens
-    counts._last_input = weakref.ref(x)
+    cycles, row_tiles, column_tiles = (
+        tokens * array.input_cycles,
+        -(-inputs // array.rows),
+        -(-outputs // array.columns),
+    )
+    previous = collector.last_input() if collector.last_input is not None else None
+    collector.record(
+        {
+            "linear.cell_mac": cycles * inputs * outputs,
+            "linear.adc_conversion": cycles * outputs * row_tiles,
+            "linear.shift_add": cycles * outputs * row_tiles,
+            "linear.row_drive": cycles * inputs * column_tiles,
+            "linear.layer_pass": 0 if previous is x else tokens,
+            "linear.input_value": 0 if previous is x else tokens * inputs,
+            "linear.output_value": tokens * outputs,
+        }
+    )
+    collector.counts.arrays[id(layer)] = row_tiles * column_tiles
+    collector.last_input = weakref.ref(x)
 
 
-def _count_digital(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-    """Count linear layers that run beside the arrays: adapters, LM head, layers that were not emulated."""
-    counts = active_counts()
-    if counts is None or not isinstance(module, nn.Linear) or getattr(module, "array", None) is not None:
+# ---- modules beside the arrays, met by hooks
+
+Exit = Callable[[_Collector, Any, Any], None]
+
+
+def decoders(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that hold a model's decoder layers, and with them embeddings and the last norm."""
+    return [
+        module
+        for module in model.modules()
+        if any(
+            isinstance(part, nn.ModuleList) and len(part) and _is_decoder_layer(part[0]) for part in module.children()
+        )
+    ]
+
+
+def watch(module: nn.Module, _: tuple[Any, ...]) -> None:
+    """Have the parts of a module counted, for the rest of the block; a forward pre-hook of emulated models.
+
+    Only parts that do something countable get hooks, when their model first runs in a block: a hook on every module
+    of a model would cost more than counting may.
+    """
+    collector = _collector()
+    if collector is None or module in collector.watched:
         return
-    tokens = _real_tokens(counts, tuple(inputs[0].shape[:-1]))
-    counts.events["digital.mac"] += tokens * module.in_features * module.out_features
+    collector.watched.add(module)
+    _watch(collector, module)
+
+
+def _watch(collector: _Collector, module: nn.Module) -> None:
+    """Put hooks on a module and what lies below it; an adapter's parts are counted with the layer that they adapt."""
+    leave = next((leave for applies, leave in _KINDS if applies(module)), None)
+    if leave is not None:
+
+        def left(part: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+            if _collector() is collector:  # not an outer block's, another thread's, or a recomputation
+                leave(collector, part, output)
+
+        collector.hooks.append(module.register_forward_hook(left))
+    if _is_decoder_layer(module):
+
+        def entered(part: nn.Module, _: tuple[Any, ...]) -> None:
+            if _collector() is collector:
+                _enter_layer(collector, part)
+
+        collector.hooks.append(module.register_forward_pre_hook(entered))
+    for name, part in module.named_children():
+        if not (_has_adapter(module) and name.startswith("lora_")):
+            _watch(collector, part)
+
+
+def _is_decoder_layer(module: nn.Module) -> bool:
+    return any(type(part).__name__.endswith("Attention") and hasattr(part, "layer_idx") for part in module.children())
+
+
+def _has_adapter(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "lora_A", None), nn.ModuleDict)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    home = type(module).__module__
+    return home in ("transformers.activations", "torch.nn.modules.activation") and not list(module.children())
+
+
+def _enter_layer(collector: _Collector, layer: Any) -> None:
+    attention = next(part for part in layer.children() if type(part).__name__.endswith("Attention"))
+    collector.layer, collector.attended = attention.layer_idx, False
+
+
+def _leave_layer(collector: _Collector, _: Any, output: Any) -> None:
+    """Count two sums and two hops of the residual stream, and the embeddings behind the first layer."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    width, tokens = hidden.shape[-1], collector.values(hidden.shape)
+    collector.record({"digital.residual_value": 2 * tokens * width, "wire.bit": 2 * HALF_PRECISION * tokens * width})
+    if not collector.attended:
+        warnings.warn("attention that is not emulated is not counted", stacklevel=2)
+        if collector.first_layer is None:
+            collector.first_layer = collector.layer
+        if collector.layer == collector.first_layer:
+            collector.counts.tokens += tokens
+    if collector.layer == collector.first_layer:
+        collector.counts.record(None, {"memory.weight_bit": tokens * sum(collector.looked_up.values())})
+        collector.looked_up.clear()
+    collector.layer = None
+
+
+def _leave_adapter(collector: _Collector, layer: Any, output: Any) -> None:
+    """Count the two factors of each adapter that acts, and its sum with the layer's output."""
+    if layer.disable_adapters:
+        return
+    tokens = collector.values(output.shape)
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            weights = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+            macs = tokens * sum(weight.numel() for weight in weights)
+            collector.record(
+                {
+                    "digital.adapter_mac": macs,
+                    "memory.weight_bit": macs * HALF_PRECISION,
+                    "digital.residual_value": tokens * output.shape[-1],
+                }
+            )
+            for weight in weights:
+                _keep(collector, weight)
+
+
+def _leave_linear(collector: _Collector, layer: Any, output: Any) -> None:
+    """Count linear layers that run beside the arrays: LM head, layers that were not emulated."""
+    macs = collector.values(output.shape) * layer.in_features * layer.out_features
+    collector.record({"digital.mac": macs, "memory.weight_bit": macs * HALF_PRECISION})
+    _keep(collector, layer.weight)
+
+
+def _leave_embedding(collector: _Collector, table: Any, _: Any) -> None:
+    collector.looked_up[id(table.weight)] = table.embedding_dim * HALF_PRECISION
+    _keep(collector, table.weight)
+
+
+def _leave_gated(collector: _Collector, block: Any, output: Any) -> None:
+    joined = getattr(block, "gate_up_proj", None)
+    width = block.up_proj.out_features if joined is None else joined.out_features // 2
+    collector.record({"digital.gate_value": collector.values(output.shape) * width})
+
+
+def _keep(collector: _Collector, weight: Tensor) -> None:
+    """Note that a weight matrix takes memory; tied ones take it once."""
+    if id(weight) not in collector.counts.weight_bits:
+        collector.counts.weight_bits[id(weight)] = weight.numel() * HALF_PRECISION
+
+
+def _per_value(event: str) -> Exit:
+    def leave(collector: _Collector, _: Any, output: Any) -> None:
+        collector.record({event: collector.values(output.shape) * output.shape[-1]})
+
+    return leave
+
+
+_KINDS: tuple[tuple[Callable[[Any], bool], Exit], ...] = (
+    (_is_decoder_layer, _leave_layer),
+    (_has_adapter, _leave_adapter),
+    (lambda m: isinstance(m, nn.Linear) and getattr(m, "array", None) is None, _leave_linear),
+    (lambda m: isinstance(m, nn.Embedding), _leave_embedding),
+    (lambda m: isinstance(m, nn.LayerNorm), _per_value("digital.layer_norm_value")),
+    (lambda m: type(m).__name__.endswith("Norm"), _per_value("digital.rms_norm_value")),
+    (_is_activation, _per_value("digital.activation_value")),
+    (lambda m: hasattr(m, "gate_up_proj") or (hasattr(m, "gate_proj") and hasattr(m, "up_proj")), _leave_gated),
+)
+"""What is counted behind a module, by the first test that it passes."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from device_models.schema import DeviceModel, LinearArray
+from device_models.price_schema import LinearArray
+from device_models.schema import DeviceModel
 from hwsim.counting import record_linear
 from hwsim.die import Die
 from hwsim.functional.attention_tiled import Watcher, attend
@@ -52,6 +53,7 @@ class GainCellAttention(nn.Module):
         full_scale: [1] (heads,) range of the readout in saturations, where the device does not fix it.
         logit_gain: [1] (heads,) factor in front of a digital softmax, where the device has one.
         watch: Is shown the charges on their way to the readout; for calibration.
+        rotary_dim: Dimensions of a head that the model turns by its rotary embedding; for counting.
     """
 
     def __init__(self, heads: int, kv_heads: int, device: DeviceModel, token_period_s: float | None) -> None:
@@ -66,6 +68,7 @@ class GainCellAttention(nn.Module):
         self.die: Die | None = None
         self.noise_seed: int | None = None
         self.watch: Watcher | None = None
+        self.rotary_dim = 0
         self.token_period_s = token_period_s
         self.put_on(device)
 

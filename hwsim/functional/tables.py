@@ -59,13 +59,6 @@ class AttentionTables:
         epoch = (seconds / self.interval).floor()
         return epoch.long(), seconds - epoch * self.interval
 
-    def refreshes(self) -> Tensor | None:
-        """Return (ages,) how many refreshes fall between an age and the one before; None without refresh."""
-        if self.interval is None:
-            return None
-        epochs = self.epoch_and_rest(torch.arange(self.oldest + 1, device=self.read.device))[0]
-        return epochs.diff(prepend=epochs[:1])
-
     def powers(self, epoch: int, *, first: bool) -> tuple[Tensor, ...]:
         """Return d^n, n = 0..3, of the median cell where a column is read in this epoch, else 0; (b, t, columns)."""
         key = (epoch, first and self.device.parity.bfloat16_decay)

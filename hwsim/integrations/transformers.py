@@ -23,17 +23,19 @@ from transformers.pytorch_utils import Conv1D
 
 from device_models import DeviceModel, InputError
 from hwsim.costing import price
-from hwsim.counting import count_events, record_attention, record_tokens
+from hwsim.counting import count_events, decoders, record_attention, record_tokens, watch
 from hwsim.die import Die
 from hwsim.effects import warn_of_idle_effects
 from hwsim.functional.layout import slot_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
 from hwsim.modules import BitLinear, GainCellAttention, gain_cell_layers
+from hwsim.shapes import rotary_share
 
 NAME = "gain_cell"
 _TABLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Tables of the forward passes in flight, by their code tensor: shared by all layers, gone with the tensor."""
+_WATCHES = "_hooks_of_counting"
 _UNSET = object()
 _NOISE: ContextVar[Any] = ContextVar("hwsim_noise_key", default=_UNSET)
 
@@ -159,8 +161,8 @@ def gain_cell_forward(
     tables, noise = _tables(code, cells, query.dtype)
     layer = _index(module)
     record_attention(
-        layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0],
-        refreshes=tables.refreshes(), softmax=cells.device.activation.kind == "softmax",
+        layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0], cells.device,
+        token_period_s=cells.token_period_s, rotary_dim=cells.rotary_dim,
     )  # fmt: skip
     keys = sequence_keys(cells.noise_seed if noise is _UNSET else noise, query.shape[0], query.device)
     out = cells(query, key, value, tables, Place(cells.die, keys, layer))
@@ -233,6 +235,9 @@ def emulate(
         warn_of_idle_effects(device, die=die is not None, noise=noise_seed is not None, token_period_s=period)
         for layer in _attention_layers(inner):
             getattr(layer, NAME).token_period_s = period
+    if _WATCHES not in inner.__dict__:
+        counted = [*decoders(inner), inner.get_output_embeddings()]
+        inner.__dict__[_WATCHES] = [part.register_forward_pre_hook(watch) for part in counted if part is not None]
     return model
 
 
@@ -247,6 +252,8 @@ def restore(model: nn.Module) -> nn.Module:
         for layer in _attention_layers(inner):
             delattr(layer, NAME)
         inner.set_attn_implementation(former)
+    for hook in inner.__dict__.pop(_WATCHES, ()):
+        hook.remove()
     for name, layer in list(inner.named_modules()):
         if isinstance(layer, BitLinear):
             layer.array = None
@@ -306,9 +313,20 @@ def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel, die: Di
             cells.put_on(device)
         cells.die = None if die is None else die.at_layer(_index(layer))
         cells.noise_seed = noise
+        cells.rotary_dim = _rotary_dim(model, layer)
     if "_attention_before_gain_cell" not in model.__dict__:
         model.__dict__["_attention_before_gain_cell"] = model.config._attn_implementation
         model.set_attn_implementation(NAME)
+
+
+def _rotary_dim(model: PreTrainedModel, layer: nn.Module) -> int:
+    """Return how many dimensions of a head the rotary embedding of a model turns; 0 where it has none."""
+    if not any(type(part).__name__.endswith("RotaryEmbedding") for part in model.modules()):
+        return 0
+    config = model.config.get_text_config()
+    head_dim = getattr(layer, "head_dim", None) or getattr(layer, "head_size", None)
+    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    return int(head_dim * rotary_share(config.to_dict()))
 
 
 def _put_linears_on_arrays(model: PreTrainedModel, device: DeviceModel) -> None:
@@ -361,9 +379,9 @@ def token_latency_s(model: PreTrainedModel, device: DeviceModel) -> float:
     All layers one after another: attention, ternary arrays, digital layers; heads and sub-tiles in parallel.
     """
     for layer in gain_cell_layers(model):
-        layer.token_period_s = 1.0  # any period serves: only events are looked at
+        layer.token_period_s = 1e-30  # any period serves: only events are looked at
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     with count_events() as counts:
         model(input_ids=token, use_cache=False)
-    counts.events["attention.tile_add"] += (device.subtiles - 1) * counts["attention.layer_pass"]
+    counts.record(None, {"attention.tile_add": (device.subtiles - 1) * counts["attention.layer_pass"]})
     return price(counts, device).latency_s

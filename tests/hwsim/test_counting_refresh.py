@@ -10,7 +10,7 @@ from torch import Tensor
 
 from device_models.retention import refresh_interval
 from hwsim import EventCounts, count_events, price
-from hwsim.counting import EVENTS
+from hwsim.events import EVENTS
 from tests import tolerances
 from tests.hwsim.models import PERIOD, emulated_model, full_device, small_device, token_ids
 
@@ -87,10 +87,11 @@ def test_a_softmax_reads_every_score_twice() -> None:
 def test_all_kinds_of_events_are_met() -> None:
     device = full_device(**SOFTMAX)
     counts = counted(emulated_model("llama", device), token_ids(1, TOKENS))
-    assert set(counts.events) == set(EVENTS) and min(counts.events.values()) > 0
+    absent = {"digital.adapter_mac", "digital.layer_norm_value"}  # tests/hwsim/test_analytic.py meets them
+    assert set(counts.events) == set(EVENTS) - absent and min(counts.events.values()) > 0
 
 
-def test_refresh_is_paid_as_a_write_and_softmax_as_digital_control() -> None:
+def test_refresh_is_a_part_of_its_own_and_softmax_digital_control() -> None:
     ids = token_ids(1, TOKENS)
     device = full_device(**SOFTMAX, **{"cost.refresh_conversion": "3 pJ", "cost.softmax": "2 pJ"})
     free = full_device(**SOFTMAX, **{"cost.refresh_conversion": "0 J", "cost.softmax": "0 J"})
@@ -98,6 +99,6 @@ def test_refresh_is_paid_as_a_write_and_softmax_as_digital_control() -> None:
     paid, unpaid = price(counts, device).energy_j, price(counts, free).energy_j
     extra = {part: paid[part] - unpaid[part] for part in paid if paid[part] != unpaid[part]}
     assert extra == {
-        "writes": pytest.approx(3e-12 * counts["attention.refresh_conversion"], rel=tolerances.SUM * 100),
-        "digital control": pytest.approx(2e-12 * counts["attention.softmax"], rel=tolerances.SUM * 100),
+        "refresh": pytest.approx(3e-12 * counts["attention.refresh_conversion"], rel=tolerances.SUM * 100, abs=0.0),
+        "digital control": pytest.approx(2e-12 * counts["attention.softmax"], rel=tolerances.SUM * 100, abs=0.0),
     }

@@ -52,7 +52,8 @@ OPTIONS = {
     "drift.stress_time": "of the threshold drift",
     "refresh.interval": "of refresh", "refresh.droop": "of refresh",
     "wire.supply": "what the wire drop is a part of",
-    "input.levels": "an effect of its own", "readout.bits": "an effect of its own", "readout.codes": "with the bits",
+    "input.levels": "an effect of its own", "input.signed": "how a read is done, not an error",
+    "readout.bits": "an effect of its own", "readout.codes": "with the bits",
     "readout.circuit": "shapes the errors of the readout", "readout.range": "a scale, not an error",
 }  # fmt: skip
 """Keys of the sections below that are no strength."""

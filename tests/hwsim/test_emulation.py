@@ -168,12 +168,18 @@ def test_auto_period_is_the_latency_of_one_token_with_a_full_window() -> None:
     device, config = small_device(), model.config
     attention = 5e-9 + 15e-9 + 15e-9 + 15e-9 + 1e-9 * (2 - 1) + (4 // 2 - 1) * 35e-9  # two sub-tiles, two queries share
     linears = 4 * 80e-9  # q k v together, o, gate and up together, down
-    head = config.hidden_size * config.vocab_size / 256e9
-    expected = 2 * (attention + linears) + head
-    assert token_latency_s(model, device) == pytest.approx(expected, rel=1e-9)
+    head = config.hidden_size * (config.vocab_size + 1) / 256e9  # and a row of the embedding
+    hidden, inner, stored = 32, 48, 2 * 8
+    layer = 2 * (2 * hidden + 2 * stored) + 3 * (hidden + stored)  # scalers a x + b, rotary x cos + y sin
+    layer += 2 * (hidden + hidden + hidden + inner)  # inputs of four groups rounded to 8 bits
+    layer += (hidden + 2 * stored) + hidden + 2 * inner + hidden  # outputs scaled
+    layer += 4 * 2 * hidden + 4 * inner + inner + 2 * hidden  # norms, activation, gate, sums of the residual stream
+    vector = (2 * layer + 4 * hidden) / 64e9
+    expected = 2 * (attention + linears) + head + vector
+    assert token_latency_s(model, device) == pytest.approx(expected, rel=1e-9, abs=0.0)
     emulate(model, device)
     periods = {cells.token_period_s for cells in gain_cell_layers(model)}
-    assert len(periods) == 1 and periods.pop() == pytest.approx(expected, rel=1e-9)
+    assert len(periods) == 1 and periods.pop() == pytest.approx(expected, rel=1e-9, abs=0.0)
 
 
 def test_device_without_decay_needs_no_period() -> None:
