@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from device_models import InputError, format_quantity
+from fllm.cost_cli import cost
 from fllm.device_cli import device_app
 from fllm.observer import Observer
 
@@ -35,6 +36,7 @@ data_app = typer.Typer(help="Clinical cohorts.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
 app.add_typer(data_app, name="data")
 app.add_typer(device_app, name="device")
+app.command("cost")(cost)
 
 
 def main() -> None:
@@ -99,6 +101,7 @@ def run(
     token_period: Annotated[
         str | None, typer.Option(help="Time between two tokens, such as '10 us', or 'auto'.")
     ] = None,
+    network: Annotated[str | None, typer.Option(help="Link of the clients: lan, wifi, 5g, or a file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other key: --set lora.r=4 --set device.readout.bits=6.")
@@ -121,6 +124,7 @@ def run(
         "data_dir": data_dir,
         "model": model,
         "token_period": token_period,
+        "network": network,
         "seed": seed,
         "fields": None if fields is None else [part.strip() for part in fields.split(",")],
     }
@@ -311,14 +315,20 @@ def _print_summary(console: Console, result: Mapping[str, Any], folder: Path) ->
     if final["gap_closed"] is not None:
         lines.append(f"          {final['gap_closed']:.0%} of the way from the one to the other")
     if final["energy_per_token_j"] is not None:
+        ends = final["energy"]["energy_per_token_j"]
         lines.append(
-            f"energy    {format_quantity(final['energy_per_token_j'], 'J')} per token (modelled, forward pass)"
+            f"energy    {format_quantity(final['energy_per_token_j'], 'J')} per token (modelled, forward pass;"
+            f" 95 % interval {format_quantity(ends['lower_95'], 'J')} to {format_quantity(ends['upper_95'], 'J')})"
         )
         lines += [
             f"          {format_quantity(energy, 'J'):>9}  {part}"
             for part, energy in final["energy_per_token_parts_j"].items()
+            if energy
         ]
+        lines += [f"          {sentence}" for sentence in final["energy"]["dominates"]]
         lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
+        spent = (f"{format_quantity(e['nominal'], 'J')} {place}" for place, e in final["training"]["lines_j"].items())
+        lines.append(f"training  {', '.join(spent)} (three places, not one system)")
     lines += [f"warning   {warning}" for warning in result.get("warnings", ())]
     memory = final["peak_memory_bytes"]
     lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))

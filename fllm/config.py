@@ -54,6 +54,7 @@ class RunConfig(_Strict):
         local_steps: Steps of each client per round.
         learning_rate: Peak rate of AdamW, made anew in each round.
         note_loss: Weight of the note's own tokens beside the answer in the training loss.
+        network: Link of every client: ``lan``, ``wifi``, ``5g``, or a file of that form; prices the bytes sent.
         dies: Chips, none of them a hospital's, on which each round's model is evaluated.
         seed: Decides everything random.
         threads: CPU threads; equal results are promised for equal numbers of threads.
@@ -78,6 +79,7 @@ class RunConfig(_Strict):
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
     note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()
+    network: str = "lan"
     dies: Count = 1
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     threads: Count = 2

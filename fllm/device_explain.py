@@ -18,8 +18,10 @@ from device_models import DeviceModel, format_quantity
 from device_models.converters import highest_code, readout_step
 from device_models.retention import refresh_interval, stored_voltage
 from device_models.schema import Refresh
+from device_models.timeline import attention_timeline
+from hwsim.baselines import ATTENTION, in_scope
 from hwsim.clipping import LayerClipping, clip_rates
-from hwsim.costing import Cost, price
+from hwsim.costing import price
 from hwsim.counting import count_events, record_attention
 from hwsim.effects import idle_effects
 from hwsim.functional.cells import full_scale_current
@@ -45,11 +47,11 @@ def explain(console: Console, device: DeviceModel, token_period_s: float, head_d
     """
     trials = Trials(head_dim)
     tokens, oldest = device.window.tokens, (device.window.tokens - 1) * token_period_s
-    head = head_cost(device, head_dim)
+    energy_j, latency_s = head_cost(device, head_dim)
     console.print(device.title, style="bold")
     console.print(
         f"One head of {head_dim} dimensions and {tokens} tokens:"
-        f" {format_quantity(head.total_energy_j, 'J')} and {format_quantity(head.latency_s, 's')} per token,"
+        f" {format_quantity(energy_j, 'J')} and {format_quantity(latency_s, 's')} per token,"
         f" without refresh."
     )
     console.print(
@@ -88,13 +90,14 @@ def section(console: Console, title: str, body: Table | str, note: str | None = 
         console.print(note, style="dim")
 
 
-def head_cost(device: DeviceModel, head_dim: int) -> Cost:
-    """Price one token of one head whose window is full."""
+def head_cost(device: DeviceModel, head_dim: int) -> tuple[float, float]:
+    """Return energy [J] and latency [s] of one token of one head whose window is full, on the arrays alone."""
     keys = torch.arange(device.window.tokens)
     layout = slot_layout(keys[None], (keys[-1] - keys)[None, None], device)
     with count_events() as counts:
-        record_attention(0, layout, 1, 1, head_dim, 1, softmax=device.activation.kind == "softmax")
-    return price(counts, device)
+        record_attention(0, layout, 1, 1, head_dim, 1, device)
+    energy = in_scope(price(counts, device).energy_j, ATTENTION)  # range scalers belong to the accelerator
+    return energy, attention_timeline(device, device.subtiles).latency_s
 
 
 def resolution_table(device: DeviceModel) -> Table:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from device_models import DeviceModel, InputError, load_device, parse_quantity
+from device_models.machines import Network, load_network
 from fllm.baselines import baselines
 from fllm.config import RunConfig
 from fllm.data import (
@@ -29,9 +30,9 @@ from fllm.federation.task import Hospital, LocalTraining
 from fllm.model.adapters import attach_adapter
 from fllm.model.base import LoadedModel, load_model, model_facts
 from fllm.observer import Observer
-from fllm.record import NOT_MODELLED, assumptions, data_facts, device_facts, environment, sources
+from fllm.record import NOT_MODELLED, assumptions, data_facts, device_facts, environment, network_facts, sources
 from fllm.results import SCHEMA_VERSION
-from hwsim import Die, emulate, gain_cell_layers
+from hwsim import BitLinear, Die, EventCounts, count_events, emulate, gain_cell_layers
 from hwsim.effects import idle_effects
 from hwsim.randomness import seed_of
 
@@ -51,12 +52,15 @@ class Prepared:
     record: dict[str, Any]
     period_s: float | None
     dies: list[Die]
+    built: EventCounts
+    network: Network
 
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
     """Load device, cohort and model, cut the cohort into clients, and score the baselines."""
     torch.set_num_threads(config.threads)
     device = load_device(config.device_model, config.device)
+    network = load_network(config.network)
     if device.readout.range == "learned":
         raise InputError(
             "a run trains adapters alone, so nothing learns the range of the readout",
@@ -77,6 +81,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     prompts = {case.hadm_id: _prompt(loaded, case, config, answers) for case in cohort.cases}
     model = attach_adapter(loaded.model, config.lora, base_name=loaded.name, seed=config.seed)
     facts["adapter_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts["ternary_weights"] = sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear))
     observer.stage("scoring the baselines")
     training = LocalTraining(
         config.local_steps, config.batch_size, config.learning_rate, config.note_loss, config.num_rounds, config.seed
@@ -108,15 +113,26 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         "model": facts,
         "device": device_facts(device, config, period_s),
         "baselines": baselines(split.train, split.test, config.fields),
-        "sources": sources(device),
+        "sources": sources(device, network),
         "assumptions": assumptions(device, config),
+        "network": network_facts(network),
         "not_modelled": list(NOT_MODELLED),
         "warnings": [f"no effect of {name}: {reason}" for name, reason in idle.items()],
         "rounds": [],
         "final": None,
     }
     test = [prompts[case.hadm_id] for case in split.test]
-    return Prepared(config, device, ideal, model, answers, pad_id, test, hospitals, record, period_s, dies)
+    built = _one_token(model, pad_id)
+    return Prepared(
+        config, device, ideal, model, answers, pad_id, test, hospitals, record, period_s, dies, built, network
+    )
+
+
+def _one_token(model: PeftModel, pad_id: int) -> EventCounts:
+    """Count one token, to learn what hardware the model takes."""
+    with count_events() as counts, torch.no_grad():
+        model(input_ids=torch.full((1, 1), pad_id), use_cache=False)
+    return counts
 
 
 def _ideal_twin(device: DeviceModel) -> DeviceModel:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from device_models import DeviceModel, references
-from device_models.costs import event_costs
+from device_models import DeviceModel, Provenance, load_device, references
+from device_models.machines import Network, load_baselines
 from fllm.config import RunConfig
 from fllm.data import DIAGNOSES, Case, Cohort
 from fllm.evaluation import Prompt
@@ -17,33 +17,11 @@ from fllm.evaluation import Prompt
 NOT_MODELLED = (
     "correlation of flicker noise between reads, gradients of mismatch across a die, stuck cells, ageing but for drift",
     "quantisation and noise of the arrays of the linear layers: their ternary weights and 8-bit inputs are exact",
-    "energy and time of the backward pass, the optimiser, norms, activations, rotary embedding, memory and network",
-    "leakage power, power of idle parts, static power of the digital side",
+    "buffers of activations beside the linear arrays, beyond their system factor; loss and sampling",
+    "the digital side beyond arithmetic and memory: power supply, clocks, input and output, leakage of its logic",
+    "network beyond the clients' interfaces: switches, base stations, the server; evaluation between rounds",
 )
 """What the numbers of this version leave out."""
-
-
-def prices(counts: Mapping[str, int], tokens: int, device: DeviceModel) -> list[dict[str, Any]]:
-    """List the price, source and share of each kind of event, for the table of the report."""
-    rows = []
-    for event, cost in event_costs(device).items():
-        if cost.part is None or not tokens:
-            continue
-        number, source = counts.get(event, 0) / tokens, device.provenance.get(cost.key)
-        if source is None or not number:  # what the device never does has no place in the table, nor need for a price
-            continue
-        rows.append(
-            {
-                "event": event,
-                "part": cost.part,
-                "count_per_token": number,
-                "price_j": cost.energy_j,
-                "kind": source.kind,
-                "source": source.source,
-                "energy_per_token_j": number * cost.energy_j,
-            }
-        )
-    return rows
 
 
 def environment(config: RunConfig) -> dict[str, Any]:
@@ -116,19 +94,23 @@ def device_facts(device: DeviceModel, config: RunConfig, period_s: float | None)
             "note": "the model's own latency per token" if automatic else _PERIOD_NOTE,
         },
         "activation": device.activation.kind,
-        "values": [
-            {
-                "key": key,
-                "value": found.text,
-                "kind": found.kind,
-                "source": found.source,
-                "where": found.where,
-                "note": found.note,
-                "range": list(found.range) if found.range else None,
-            }
-            for key, found in device.provenance.items()
-        ],
+        "values": _values(device.provenance),
     }
+
+
+def _values(provenance: Mapping[str, Provenance]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            "value": found.text,
+            "kind": found.kind,
+            "source": found.source,
+            "where": found.where,
+            "note": found.note,
+            "range": list(found.range) if found.range else None,
+        }
+        for key, found in provenance.items()
+    ]
 
 
 _PERIOD_NOTE = "set by the run; the published 0.78 us per token counts attention alone"
@@ -147,8 +129,15 @@ def assumptions(device: DeviceModel, config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def sources(device: DeviceModel) -> dict[str, str]:
-    """Return the citations of all sources that the device names."""
-    used = {found.source for found in device.provenance.values()}
+def network_facts(network: Network) -> dict[str, Any]:
+    """Describe the clients' link: every number with its source."""
+    return {"name": network.name, "title": network.title, "values": _values(network.provenance or {})}
+
+
+def sources(device: DeviceModel, network: Network) -> dict[str, str]:
+    """Return the citations of all sources that the device, its baselines and the network name."""
+    others = (network.provenance or {}, load_baselines().provenance or {}, load_device("sram_dcim_28nm").provenance)
+    named = (device.provenance, *others)
+    used = {found.source for provenance in named for found in provenance.values()}
     known = references()
     return {key: known.get(key, "Set by the user of this run") for key in sorted(used | {"user"})}

@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, MetricRecord, RecordDict
+from flwr.app import Context, RecordDict
 from torch import Tensor
 
 from device_models import DeviceModel, InputError
+from fllm.accounting import activity_of_texts, energy_of_token, layers_of, on_chip, stored_counts, training_of
 from fllm.config import RunConfig, validate_config
+from fllm.energy import price_rows
 from fllm.evaluation import METRICS, Scores, bootstrap_interval, evaluate, over_dies
-from fllm.federation.client_app import COUNT_PREFIX, make_client_app
+from fllm.federation.client_app import counts_of, make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.server_app import Round, RoundFailed, make_server_app
 from fllm.federation.strategy import fedavg
@@ -25,7 +27,6 @@ from fllm.memory import peak_memory_bytes
 from fllm.model.adapters import adapter_digest, get_adapter, read_adapter, save_adapter, set_adapter
 from fllm.observer import Observer
 from fllm.preparation import Prepared, prepare
-from fllm.record import prices
 from fllm.report import render
 from fllm.results import read_result, write_result, write_rounds_csv
 from hwsim import Die, EventCounts, emulate, price
@@ -147,6 +148,7 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         scores = _evaluate(prepared)
         row = _row(outcome.number, prepared, scores, outcome)
         row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
+        row["training"] = training_of([row], prepared)
         grid.uplink_bytes = grid.downlink_bytes = 0
         save_adapter(model, folder / NEXT_ADAPTER)  # before its row: a recorded round has its adapter
         record["rounds"].append(row)
@@ -212,20 +214,9 @@ def _evaluate(prepared: Prepared) -> _Evaluation:
     return _Evaluation(score(prepared.ideal, None), [score(prepared.device, die) for die in prepared.dies])
 
 
-def _counts(metrics: MetricRecord) -> EventCounts:
-    counts = EventCounts()
-    for key, value in metrics.items():
-        event = key.removeprefix(COUNT_PREFIX)
-        if key == f"{COUNT_PREFIX}tokens":
-            counts.tokens = int(value)
-        elif event != key:
-            counts.events[event] = int(value)
-    return counts
-
-
 def _row(number: int, prepared: Prepared, scores: _Evaluation, outcome: Round | None = None) -> dict[str, Any]:
-    counts = _counts(outcome.metrics) if outcome else EventCounts()
-    cost = price(counts, prepared.device)
+    counts = on_chip(counts_of(outcome.metrics) if outcome else EventCounts(), prepared)
+    cost = price(counts, prepared.device, token_period_s=prepared.period_s)
     return {
         "round": number,
         "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
@@ -235,6 +226,7 @@ def _row(number: int, prepared: Prepared, scores: _Evaluation, outcome: Round | 
         "downlink_bytes": 0,
         "tokens": counts.tokens,
         "counts": dict(sorted(counts.events.items())),
+        "counts_by_layer": layers_of(counts),
         "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
         "energy_per_token_j": cost.energy_per_token_j,
         "latency_per_token_s": cost.latency_per_token_s,
@@ -260,6 +252,7 @@ def _final(prepared: Prepared, scores: _Evaluation, seconds: float) -> dict[str,
     hardware = over_dies(scores.dies)
     gained = hardware.accuracy - majority
     tokens, parts = last["tokens"], last["energy_j"]["parts"]
+    counts, device = stored_counts([last], prepared), prepared.device
     return {
         "accuracy_ideal": scores.ideal.accuracy,
         "accuracy_hardware": hardware.accuracy,
@@ -272,7 +265,10 @@ def _final(prepared: Prepared, scores: _Evaluation, seconds: float) -> dict[str,
         "energy_per_token_parts_j": {part: energy / tokens for part, energy in parts.items()} if tokens else {},
         "latency_per_token_s": last["latency_per_token_s"],
         "counts": last["counts"],
-        "prices": prices(last["counts"], tokens, prepared.device),
+        "prices": price_rows(counts, device, prepared.period_s) if tokens else [],
+        "energy": energy_of_token(counts, prepared) if tokens else None,
+        "activity": activity_of_texts(counts, prepared) if tokens else None,
+        "training": training_of(record["rounds"], prepared),
         "adapter_sha256": last["adapter_sha256"],
         "wall_seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),

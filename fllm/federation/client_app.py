@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fllm.federation.task import Hospital
+from hwsim import EventCounts
+from hwsim.events import EVENTS
 
 COUNT_PREFIX = "count/"
 """Metrics of this prefix are sums over clients; all others are means."""
+TOKENS = f"{COUNT_PREFIX}tokens"
+OUTSIDE = "-"
+"""Stands for the layer of events outside of the decoder's layers."""
+
+
+def count_metrics(counts: EventCounts) -> dict[str, int | list[int]]:
+    """Write counts as metrics of a message: for each layer the numbers of all kinds of events, in the order of EVENTS.
+
+    Flower wants the same metrics from all clients, whatever happened at each.
+    """
+    metrics: dict[str, int | list[int]] = {TOKENS: counts.tokens}
+    for layer, events in counts.by_layer.items():
+        name = OUTSIDE if layer is None else str(layer)
+        metrics[f"{COUNT_PREFIX}{name}"] = [events[event] for event in EVENTS]
+    return metrics
+
+
+def counts_of(metrics: Mapping[str, Any]) -> EventCounts:
+    """Read counts back from the metrics of one or of several clients; what hardware was built is not in them."""
+    counts = EventCounts(tokens=int(metrics.get(TOKENS, 0)))
+    for key, numbers in metrics.items():
+        if key.startswith(COUNT_PREFIX) and key != TOKENS:
+            layer = key.removeprefix(COUNT_PREFIX)
+            events = dict(zip(EVENTS, map(int, numbers), strict=True))
+            counts.record(None if layer == OUTSIDE else int(layer), events)
+    return counts
 
 
 def make_client_app(hospital_of: Callable[[int], Hospital]) -> ClientApp:
@@ -26,13 +55,11 @@ def make_client_app(hospital_of: Callable[[int], Hospital]) -> ClientApp:
         partition = int(context.node_config["partition-id"])
         server_round = int(message.content["config"]["server-round"])
         update = hospital_of(partition).train(message.content["arrays"].to_torch_state_dict(), server_round)
-        metrics: dict[str, int | float] = {
+        metrics: dict[str, int | float | list[int]] = {
             "partition-id": partition,
             "num-examples": update.examples,
             "train-loss": update.loss,
-            f"{COUNT_PREFIX}tokens": update.counts.tokens,
-        }
-        metrics |= {f"{COUNT_PREFIX}{event}": count for event, count in sorted(update.counts.events.items())}
+        } | count_metrics(update.counts)
         content = RecordDict({"arrays": ArrayRecord(update.adapter), "metrics": MetricRecord(metrics)})
         return Message(content, reply_to=message)
 

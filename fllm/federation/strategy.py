@@ -18,13 +18,16 @@ def sum_or_mean(contents: list[RecordDict], weight_key: str) -> MetricRecord:
     """
     records = [next(iter(content.metric_records.values())) for content in contents]
     weights = [float(record[weight_key]) for record in records]
-    merged: dict[str, int | float] = {}
+    merged: dict[str, int | float | list[int]] = {}
     for key in records[0]:
-        if key.startswith(COUNT_PREFIX):
-            merged[key] = sum(int(record[key]) for record in records)
+        values = [record[key] for record in records]
+        if isinstance(values[0], list):
+            merged[key] = [sum(int(number) for number in numbers) for numbers in zip(*values, strict=True)]
+        elif key.startswith(COUNT_PREFIX):
+            merged[key] = sum(int(value) for value in values)
         elif key not in (weight_key, "partition-id"):
-            values = (weight * float(record[key]) for weight, record in zip(weights, records, strict=True))
-            merged[key] = math.fsum(values) / sum(weights)
+            parts = (weight * float(value) for weight, value in zip(weights, values, strict=True))
+            merged[key] = math.fsum(parts) / sum(weights)
     return MetricRecord(merged)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fllm.federation.client_app import COUNT_PREFIX, make_client_app
+from fllm.federation.client_app import COUNT_PREFIX, TOKENS, count_metrics, counts_of, make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.server_app import Round, RoundFailed, make_server_app
 from fllm.federation.strategy import fedavg, sum_or_mean
@@ -21,6 +20,7 @@ from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest, get_adapter
 from fllm.preparation import Prepared
 from hwsim import EventCounts
+from hwsim.events import EVENTS
 from tests.fllm.small import CANARY
 
 START = {"a.lora_A.weight": torch.zeros(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
@@ -39,8 +39,16 @@ class FakeHospital:
         update = {name: tensor + torch.randn(tensor.shape, generator=made) for name, tensor in adapter.items()}
         if self.act is not None:
             self.act(update)
-        counts = EventCounts(Counter({"attention.qk_mac": 10 + self.partition, "digital.mac": 5}), tokens=100)
-        return Update(update, 1.0 + self.partition, self.examples, counts)
+        return Update(update, 1.0 + self.partition, self.examples, self.counts())
+
+    def counts(self) -> EventCounts:
+        """Events in two layers and outside of them; the first hospital alone met no refresh."""
+        counts = EventCounts(tokens=100)
+        counts.record(None, {"digital.mac": 5})
+        for layer in (0, 1):
+            counts.record(layer, {"attention.qk_mac": 10 * (layer + 1) + self.partition})
+        counts.record(1, {"attention.refresh_conversion": self.partition})
+        return counts
 
 
 def play(
@@ -78,14 +86,47 @@ def test_aggregate_is_the_mean_weighted_by_cases() -> None:
 
 def test_counts_are_summed_and_losses_averaged_by_cases() -> None:
     ((outcome,), _) = play(healthy())
-    metrics = outcome.metrics
-    assert metrics[f"{COUNT_PREFIX}attention.qk_mac"] == 10 + 11 + 12 + 13
-    assert metrics[f"{COUNT_PREFIX}digital.mac"] == 20
-    assert metrics[f"{COUNT_PREFIX}tokens"] == 400
-    assert metrics["train-loss"] == pytest.approx((10 * 1 + 1 * 2 + 29 * 3 + 4 * 4) / 44, rel=1e-15)
-    assert set(metrics) == {f"{COUNT_PREFIX}{k}" for k in ("attention.qk_mac", "digital.mac", "tokens")} | {
-        "train-loss"
+    metrics = dict(outcome.metrics)
+    assert metrics.pop("train-loss") == pytest.approx((10 * 1 + 1 * 2 + 29 * 3 + 4 * 4) / 44, rel=1e-15)
+    assert metrics.pop(TOKENS) == 400
+    assert set(metrics) == {f"{COUNT_PREFIX}{layer}" for layer in ("-", "0", "1")}
+    assert counts_of(metrics).by_layer == {
+        None: {"digital.mac": 20},
+        0: {"attention.qk_mac": 10 + 11 + 12 + 13},
+        1: {"attention.qk_mac": 20 + 21 + 22 + 23, "attention.refresh_conversion": 0 + 1 + 2 + 3},
     }
+
+
+def test_counts_of_a_round_are_those_of_all_hospitals_layer_by_layer() -> None:
+    ((outcome,), _) = play(healthy())
+    expected = EventCounts()
+    for hospital in healthy():
+        expected.add(hospital.counts())
+    found = counts_of(outcome.metrics)
+    assert (found.by_layer, found.tokens) == (expected.by_layer, expected.tokens)
+
+
+def test_counts_survive_the_trip_as_metrics() -> None:
+    counts = healthy()[2].counts()
+    metrics = count_metrics(counts)
+    assert all(len(numbers) == len(EVENTS) for name, numbers in metrics.items() if name != TOKENS)
+    back = counts_of(metrics)
+    assert (back.by_layer, back.tokens) == (counts.by_layer, counts.tokens)
+    assert counts_of({"train-loss": 1.0}).tokens == 0
+
+
+@pytest.mark.parametrize("first", [{}, {"attention.refresh_conversion": 3}])
+def test_event_that_one_client_did_not_meet_is_summed_over_the_others(first: dict[str, int]) -> None:
+    """A token that never grew old is refreshed at no client but one; neither order may drop or refuse it."""
+    contents = []
+    for met in (first, {"attention.refresh_conversion": 4}):
+        counts = EventCounts(tokens=5)
+        counts.record(7, {"attention.qk_mac": 2} | met)
+        contents.append(RecordDict({"metrics": MetricRecord({"num-examples": 1} | count_metrics(counts))}))
+    for order in (contents, contents[::-1]):
+        merged = counts_of(sum_or_mean(order, "num-examples"))
+        assert merged.by_layer == {7: {"attention.qk_mac": 4, "attention.refresh_conversion": 4 + sum(first.values())}}
+        assert merged.tokens == 10
 
 
 def test_counts_stay_whole_numbers_beyond_float64() -> None:
@@ -95,6 +136,10 @@ def test_counts_stay_whole_numbers_beyond_float64() -> None:
         for count in (2**60 + 1, 1)
     ]
     assert sum_or_mean(contents, "num-examples")[f"{COUNT_PREFIX}x"] == 2**60 + 2
+    lists = [
+        RecordDict({"metrics": MetricRecord({"num-examples": 1, f"{COUNT_PREFIX}0": [n, 1]})}) for n in (2**60 + 1, 1)
+    ]
+    assert sum_or_mean(lists, "num-examples")[f"{COUNT_PREFIX}0"] == [2**60 + 2, 2]
 
 
 def test_next_round_starts_from_the_aggregate() -> None:
@@ -271,7 +316,10 @@ def test_real_reply_holds_the_adapter_and_numbers_alone(prepared: Prepared) -> N
         assert metrics.pop("partition-id") == partition
         assert metrics.pop("num-examples") == len(prepared.hospitals[partition].prompts)
         assert isinstance(metrics.pop("train-loss"), float)
-        assert all(name.startswith(COUNT_PREFIX) and isinstance(value, int) for name, value in metrics.items())
+        assert isinstance(metrics.pop(TOKENS), int)
+        layers = range(prepared.record["model"]["layers"])
+        assert set(metrics) == {f"{COUNT_PREFIX}{layer}" for layer in ("-", *layers)}
+        assert all(type(number) is int for numbers in metrics.values() for number in numbers)
 
 
 def test_grid_without_a_run_says_so() -> None:

@@ -14,7 +14,7 @@ from fllm.evaluation import Prompt
 from fllm.federation.task import Hospital, LocalTraining
 from fllm.model.adapters import adapter_digest, get_adapter, set_adapter
 from fllm.preparation import Prepared
-from hwsim.counting import EVENTS
+from hwsim.events import EVENTS
 from tests.fllm.small import scrambled
 
 Adapter = dict[str, torch.Tensor]

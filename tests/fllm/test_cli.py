@@ -94,6 +94,7 @@ def device_file(tmp_path: Path) -> Callable[[str, object], Path]:
         (["--device-model", "gaincell_28mm"], "did you mean gaincell_28nm"),
         (["--model", "absent"], "absent: no such model folder"),
         (["--data-dir", "absent"], "absent: the data folder does not exist"),
+        (["--network", "wifii"], "wifii: no such network"),
         (["--num-clients", "59"], "number of clients"),
         (["--num-clients", "61"], "more hospitals than cases"),
         (["--resume", "absent"], "--resume"),
@@ -281,6 +282,7 @@ def test_other_commands_refuse_in_one_line_too(bad: Bad, tmp_path: Path) -> None
     (tmp_path / "full" / "file").write_text("", encoding="utf-8")
     assert "result.json: no such file" in bad("report", tmp_path, entry=cli.main)
     assert "no such device file" in bad("device", "check", "absent", entry=cli.main)
+    assert "no such model" in bad("cost", "--model", "absent", entry=cli.main)
     assert "not empty" in bad("data", "synthesize", tmp_path / "full", entry=cli.main)
     assert "not empty" in bad("base", "build", tmp_path / "full", entry=cli.main)
     assert "1 to" in bad("data", "synthesize", tmp_path / "new", "--cases", "0", entry=cli.main)

@@ -1,0 +1,73 @@
+"""Events of a run's rounds, kept in its record so that a resumed run sums the same, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fllm.energy import energy_facts, training_facts
+from fllm.federation.client_app import OUTSIDE
+from fllm.preparation import Prepared
+from hwsim import EventCounts, emulate, gain_cell_layers, measure_activity, price
+
+TEXTS = 8
+"""Test prompts whose charge is measured."""
+
+
+def layers_of(counts: EventCounts) -> dict[str, dict[str, int]]:
+    """Write counts by layer and kind for the record of a round."""
+    return {
+        OUTSIDE if layer is None else str(layer): dict(sorted(events.items()))
+        for layer, events in sorted(counts.by_layer.items(), key=lambda item: str(item[0]))
+    }
+
+
+def on_chip(counts: EventCounts, prepared: Prepared) -> EventCounts:
+    """Return counts with the hardware of one client's chip, which all clients have alike."""
+    built = prepared.built
+    return replace(counts, subtiles=built.subtiles, arrays=built.arrays, weight_bits=built.weight_bits)
+
+
+def stored_counts(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> EventCounts:
+    """Return the events of finished rounds from their record alone."""
+    counts = EventCounts(tokens=sum(row["tokens"] for row in rows))
+    for row in rows:
+        for layer, events in sorted(row["counts_by_layer"].items()):  # sums in one order, also of a record read back
+            counts.record(None if layer == OUTSIDE else int(layer), events)
+    return on_chip(counts, prepared)
+
+
+def energy_of_token(counts: EventCounts, prepared: Prepared) -> dict[str, Any]:
+    """Describe what one token of some counts costs on the run's device."""
+    heads = sum(layer.key.gain.numel() for layer in gain_cell_layers(prepared.model))
+    return energy_facts(
+        counts, prepared.device, token_period_s=prepared.period_s, stored_heads=heads, seed=prepared.config.seed
+    )
+
+
+def training_of(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> dict[str, Any]:
+    """Price the training of some rounds, all clients together, in its three places."""
+    config, model = prepared.config, prepared.record["model"]
+    return training_facts(
+        stored_counts(rows, prepared), prepared.device, prepared.network, clients=config.num_clients,
+        steps=config.local_steps * sum(row["clients"] for row in rows),
+        trained_parameters=model["adapter_parameters"], frozen_weights=model["ternary_weights"],
+        uplink_bytes=sum(row["uplink_bytes"] for row in rows),
+        downlink_bytes=sum(row["downlink_bytes"] for row in rows),
+        token_period_s=prepared.period_s, seed=config.seed,
+    )  # fmt: skip
+
+
+def activity_of_texts(counts: EventCounts, prepared: Prepared) -> dict[str, Any]:
+    """Measure what test prompts draw from the supply, and price the tokens of some counts with it."""
+    device = prepared.device
+    texts = [torch.tensor([p.tokens]) for p in prepared.test if len(p.tokens) <= device.window.tokens][:TEXTS]
+    if not texts:
+        return {"qk": None, "av": None, "texts": 0, "energy_per_token_j": None}
+    emulate(prepared.model, device, die_seed=prepared.dies[0], token_period=prepared.period_s)
+    found = measure_activity(prepared.model, texts)
+    cost = price(counts, device, activity=found, token_period_s=prepared.period_s)
+    return {"qk": found.qk, "av": found.av, "texts": len(texts), "energy_per_token_j": cost.energy_per_token_j}
