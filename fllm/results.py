@@ -30,6 +30,7 @@ _REQUIRED: dict[str, type] = {
 }
 
 # Column of rounds.csv -> where its number lies in a round. Ratios and counts have no unit; all else carries it.
+# energy_j is that of forward passes; the last three are all of training, in three places that are not one system.
 _ROUND_PATHS: dict[str, tuple[str, ...]] = {
     "round": ("round",),
     "clients": ("clients",),
@@ -50,6 +51,9 @@ _ROUND_PATHS: dict[str, tuple[str, ...]] = {
     "energy_j": ("energy_j", "total"),
     "energy_per_token_j": ("energy_per_token_j",),
     "latency_per_token_s": ("latency_per_token_s",),
+    "energy_arrays_j": ("training", "lines_j", "arrays", "nominal"),
+    "energy_digital_accelerator_j": ("training", "lines_j", "digital accelerator", "nominal"),
+    "energy_network_j": ("training", "lines_j", "network", "nominal"),
 }
 
 ROUND_COLUMNS: tuple[str, ...] = tuple(_ROUND_PATHS)

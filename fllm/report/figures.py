@@ -1,102 +1,55 @@
-"""The four figures of a report, drawn with matplotlib's object interface and reproducible to the byte.
-
-Each figure brings its own light card, so it reads the same on the light page, the dark page and paper. Colours are
-Okabe and Ito's; shapes and dashes repeat what colour says.
-"""
+"""The figures of learning and communication, and the list of all figures of a report."""
 
 from __future__ import annotations
 
-import io
-import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from fllm.report.answer import BASELINES, Answer, answer
-from fllm.report.formatting import engineering, percent, prefix, prefix_exponent, share, significant
+from fllm.report.answer import BASELINES
+from fllm.report.drawing import (
+    BLUE,
+    CARD,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SIZE,
+    VERMILION,
+    Drawn,
+    Picture,
+    note,
+    nothing,
+    picture,
+)
+from fllm.report.energy_facts import baselines_of, energy_of, parts_of, training_of
+from fllm.report.energy_figures import draw_baselines, draw_parts, draw_timeline, draw_tornado
+from fllm.report.formatting import engineering, percent, prefix, prefix_exponent, significant
+from fllm.report.interval_figures import draw_training
 from fllm.results import value_at
 
-IDEAL, HARDWARE, LOSS = "#0072B2", "#D55E00", "#009E73"
-_BASELINE_STYLE = {"majority": ("#5F5F5F", ":"), "tfidf_logreg": ("#CC79A7", "--")}
-_SIZE = (5.6, 3.9)  # inches
-_CARD, _INK, _GRID = "#FBFBF9", "#22262B", "#DCDDDA"
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#6B7076",
-    "axes.facecolor": _CARD,
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 11,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.08,
-    "figure.facecolor": _CARD,
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "grid.color": _GRID,
-    "legend.fontsize": 9.5,
-    "legend.frameon": False,
-    "savefig.facecolor": _CARD,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "fllm",
-    "text.color": _INK,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One drawn figure: its file name, what it says, and its bytes in two formats."""
-
-    name: str
-    caption: str
-    alt: str
-    svg: bytes
-    png: bytes
+IDEAL, HARDWARE, LOSS = BLUE, VERMILION, GREEN
+_BASELINE_STYLE = {"majority": (GREY, ":"), "tfidf_logreg": (PURPLE, "--")}
 
 
 def draw_all(result: Mapping[str, Any]) -> list[Picture]:
     """Draw every figure of a report, in page order."""
-    with style.context(["default", _STYLE], after_reset=True):
-        return [_picture(name, draw, result) for name, draw in _FIGURES.items()]
+    return [picture(name, partial(draw, result)) for name, draw in _FIGURES.items()]
 
 
-def _picture(name: str, draw: Callable[[Mapping[str, Any]], _Drawn], result: Mapping[str, Any]) -> Picture:
-    """Draw one figure and save it twice, without dates or versions in the files."""
-    drawn = draw(result)
-    svg, png = io.BytesIO(), io.BytesIO()
-    drawn.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    drawn.figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Picture(name, drawn.caption, drawn.alt, svg.getvalue(), png.getvalue())
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A figure that is not saved yet."""
-
-    figure: Figure
-    caption: str
-    alt: str
-
-
-def draw_rounds(result: Mapping[str, Any]) -> _Drawn:
+def draw_rounds(result: Mapping[str, Any]) -> Drawn:
     """Draw accuracy per round, ideal and on hardware, with the baselines as horizontal lines."""
-    figure = Figure(figsize=_SIZE)
+    figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     caption = "Accuracy on the test cases after each round; round 0 is the model before fine-tuning."
     rounds, ideal = _series(result, "ideal", "accuracy")
     rounds_hw, hardware = _series(result, "hardware", "accuracy", "mean")
     if not rounds and not rounds_hw:
-        return _nothing(figure, axes, caption)
+        return nothing(figure, axes, caption)
     handles: list[Any] = axes.plot(rounds, ideal, "o-", label="Ideal device", **_solid(IDEAL, rounds))
     bars: dict[str, Any] = {"fmt": "s--", "capsize": 3, "errorevery": _every(rounds_hw)}
     handles.append(axes.errorbar(rounds_hw, hardware, _deviations(result), **bars, **_dashed(rounds_hw)))
@@ -112,12 +65,12 @@ def draw_rounds(result: Mapping[str, Any]) -> _Drawn:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     axes.margins(y=0.12)
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return _Drawn(figure, caption + _bars_note(result), _alt_accuracy(rounds, ideal, hardware))
+    return Drawn(figure, caption + _bars_note(result), _alt_accuracy(rounds, ideal, hardware))
 
 
-def draw_loss(result: Mapping[str, Any]) -> _Drawn:
+def draw_loss(result: Mapping[str, Any]) -> Drawn:
     """Draw training loss and perplexity beside each other."""
-    figure = Figure(figsize=_SIZE)
+    figure = Figure(figsize=SIZE)
     left, right = figure.subplots(1, 2)
     caption = "Left: training loss, mean over clients. Right: perplexity on the test cases; lower is better in both."
     rounds, loss = _series(result, "train_loss")
@@ -139,46 +92,25 @@ def draw_loss(result: Mapping[str, Any]) -> _Drawn:
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.yaxis.set_minor_formatter(NullFormatter())
     alt = f"Training loss {_from_to(loss)}; perplexity on the ideal device {_from_to(ideal)}, on hardware "
-    return _Drawn(figure, caption, f"Two line charts over rounds. {alt}{_from_to(hardware)}.")
+    return Drawn(figure, caption, f"Two line charts over rounds. {alt}{_from_to(hardware)}.")
 
 
-def draw_energy_parts(result: Mapping[str, Any]) -> _Drawn:
-    """Draw energy per token by part as horizontal bars with their values."""
-    found = answer(result)
-    parts = found.parts_j
-    figure = Figure(figsize=(_SIZE[0], 1.5 + 0.46 * max(4, len(parts))))
-    axes = figure.subplots()
-    caption = "Modelled energy of one token, by part of the system, with the share of the total."
-    if not parts or max(parts.values()) <= 0:
-        return _nothing(figure, axes, caption)
-    exponent = prefix_exponent(max(parts.values()))
-    values = [joule / 10.0**exponent for joule in parts.values()]
-    bars = axes.barh([textwrap.fill(name, 20) for name in parts], values, color=IDEAL, height=0.62)
-    axes.bar_label(bars, _part_labels(found), padding=5)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.42 * max(values))
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"Energy per token [{prefix(exponent)}J]")
-    listed = "; ".join(f"{name} {engineering(joule, 'J')}" for name, joule in parts.items())
-    return _Drawn(figure, caption, f"Bar chart of energy per token by part: {listed}.")
-
-
-def draw_communication(result: Mapping[str, Any]) -> _Drawn:
+def draw_communication(result: Mapping[str, Any]) -> Drawn:
     """Draw the bytes sent so far, uplink and downlink stacked."""
-    figure = Figure(figsize=_SIZE)
+    figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     caption = "Bytes sent between clients and server since the start, all clients together."
     rows = [row for row in result["rounds"] if row["round"] > 0]
     if not rows:
-        return _nothing(figure, axes, caption)
+        return nothing(figure, axes, caption)
     rounds = [row["round"] for row in rows]
     up, down = _cumulative(rows, "uplink_bytes"), _cumulative(rows, "downlink_bytes")
     total = up[-1] + down[-1]
     exponent = max(prefix_exponent(total), 0)
     scale = 10.0**exponent
     axes.bar(rounds, [value / scale for value in up], color=IDEAL, label="Uplink (client to server)")
-    axes.bar(rounds, [value / scale for value in down], bottom=[value / scale for value in up], color="#E69F00",
-             hatch="//", edgecolor=_CARD, linewidth=0, label="Downlink (server to client)")  # fmt: skip
+    axes.bar(rounds, [value / scale for value in down], bottom=[value / scale for value in up], color=ORANGE,
+             hatch="//", edgecolor=CARD, linewidth=0, label="Downlink (server to client)")  # fmt: skip
     axes.annotate(engineering(total, "B"), (rounds[-1], total / scale), (0, 4), textcoords="offset points", ha="center")
     _round_axis(axes)
     axes.set_xlim(rounds[0] - 0.7, max(rounds[-1], rounds[0] + 4) + 0.7)
@@ -187,14 +119,34 @@ def draw_communication(result: Mapping[str, Any]) -> _Drawn:
     axes.set_ylabel(f"Sent since the start [{prefix(exponent)}B]")
     figure.legend(loc="outside lower center", ncols=2)
     sent = f"{engineering(up[-1], 'B')} uplink and {engineering(down[-1], 'B')} downlink"
-    return _Drawn(figure, caption, f"Stacked bars over rounds: {sent} by round {rounds[-1]}.")
+    return Drawn(figure, caption, f"Stacked bars over rounds: {sent} by round {rounds[-1]}.")
 
 
-_FIGURES: dict[str, Callable[[Mapping[str, Any]], _Drawn]] = {
+def draw_energy_parts(result: Mapping[str, Any]) -> Drawn:
+    """Draw energy per token by part."""
+    return draw_parts(parts_of(result))
+
+
+def draw_result_baselines(result: Mapping[str, Any]) -> Drawn:
+    """Draw the same token on other hardware."""
+    return draw_baselines(baselines_of(result))
+
+
+def draw_result_tornado(result: Mapping[str, Any]) -> Drawn:
+    """Draw the numbers that matter most."""
+    energy = energy_of(result)
+    return draw_tornado(energy.get("tornado") or [], value_at(energy, "energy_per_token_j", "nominal"))
+
+
+_FIGURES: dict[str, Callable[[Mapping[str, Any]], Drawn]] = {
     "rounds": draw_rounds,
     "loss": draw_loss,
-    "energy_parts": draw_energy_parts,
     "communication": draw_communication,
+    "energy_parts": draw_energy_parts,
+    "tornado": draw_result_tornado,
+    "baselines": draw_result_baselines,
+    "timeline": lambda result: draw_timeline(energy_of(result).get("timeline")),
+    "training": lambda result: draw_training(training_of(result)),
 }
 
 
@@ -228,12 +180,6 @@ def _cumulative(rows: list[Mapping[str, Any]], key: str) -> list[int]:
     return sums
 
 
-def _part_labels(found: Answer) -> list[str]:
-    """Value and share of each part."""
-    total = sum(found.parts_j.values())
-    return [f"{engineering(joule, 'J')}  ({share(joule, total, 0)})" for joule in found.parts_j.values()]
-
-
 def _round_axis(axes: Axes) -> None:
     """Label the x axis with whole rounds only."""
     axes.set_xlabel("Round")
@@ -247,7 +193,7 @@ def _every(rounds: list[int]) -> int:
 
 def _solid(color: str, rounds: list[int]) -> dict[str, Any]:
     """Look of a line with open marks."""
-    return {"color": color, "linewidth": 2, "markersize": 6.5, "markerfacecolor": _CARD, "markevery": _every(rounds)}
+    return {"color": color, "linewidth": 2, "markersize": 6.5, "markerfacecolor": CARD, "markevery": _every(rounds)}
 
 
 def _dashed(rounds: list[int]) -> dict[str, Any]:
@@ -259,22 +205,10 @@ def _dashed(rounds: list[int]) -> dict[str, Any]:
 def _line_or_note(axes: Axes, rounds: list[int], values: list[float], color: str, marks: str, label: str) -> None:
     """Draw one line over rounds, or say that there is none yet."""
     if not values:
-        _note(axes)
+        note(axes)
         return
     axes.plot(rounds, values, marks, label=label, **_solid(color, rounds))
     _round_axis(axes)
-
-
-def _nothing(figure: Figure, axes: Axes, caption: str) -> _Drawn:
-    """Return an empty figure that says so."""
-    _note(axes)
-    return _Drawn(figure, caption, "Empty figure: the result has no data for it.")
-
-
-def _note(axes: Axes) -> None:
-    """Write into empty axes why they are empty."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, "No data", transform=axes.transAxes, ha="center", va="center", color="#5F5F5F")
 
 
 def _from_to(values: list[float]) -> str:

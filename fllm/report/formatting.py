@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 NOTHING = "–"  # noqa: RUF001 - an en dash is what a table shows for "no value"
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SPACE = "\N{NO-BREAK SPACE}"
 _PREFIXES = {
     -24: "y", -21: "z", -18: "a", -15: "f", -12: "p", -9: "n", -6: "µ", -3: "m",
@@ -88,9 +89,26 @@ def count(value: float | None) -> str:
         return NOTHING
     if abs(value) >= 1e6:
         return engineering(value, "")
-    if float(value).is_integer():
-        return f"{int(value):,}"
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
     return significant(value)
+
+
+def times(ratio: float | None) -> str:
+    """Write a ratio with three digits and a multiplication sign, a small one as a fraction: 13,600 x, 5.38 x, 1/240."""
+    if ratio is None or not math.isfinite(ratio) or ratio <= 0:
+        return NOTHING
+    if ratio < 0.01:
+        return f"1/{_rounded(1 / ratio)}"
+    return f"{_rounded(ratio)}{_SPACE}\N{MULTIPLICATION SIGN}"
+
+
+def _rounded(ratio: float) -> str:
+    """Write a number with three digits, from a million on with a power of ten."""
+    if ratio >= 1e6:
+        digits, _, exponent = f"{ratio:.2e}".partition("e")
+        return f"{digits}\N{MIDDLE DOT}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{float(f'{ratio:.3g}'):,.0f}" if ratio >= 1000 else significant(ratio)
 
 
 def plural(number: int, noun: str) -> str:

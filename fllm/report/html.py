@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fllm.report import answer as facts
-from fllm.report import tables
-from fllm.report.figures import Picture, draw_all
+from fllm.report import energy_facts, energy_tables, tables
+from fllm.report.drawing import Picture
+from fllm.report.figures import draw_all
 from fllm.report.formatting import NOTHING, count, engineering, percent, significant
 from fllm.results import value_at
 
@@ -57,11 +58,19 @@ def page(result: Mapping[str, Any], pictures: list[Picture]) -> str:
         status_note=facts.status_note(result),
         accuracy=tables.accuracy_table(result),
         cards=_cards(result),
-        findings=facts.findings(result),
-        certainty=facts.certainty(result),
+        comparison=energy_tables.comparison_table(result),
+        findings=facts.findings(result) + energy_facts.meanings(result),
+        certainty=facts.certainty(result) + energy_facts.certainty(result),
         rounds=tables.rounds_table(result),
         pictures={picture.name: picture for picture in pictures},
-        prices=tables.prices_table(result),
+        prices=energy_tables.prices_table(result),
+        tornado=bool(energy_facts.energy_of(result).get("tornado")),
+        baselines=energy_tables.baselines_table(result),
+        area=energy_tables.area_table(result),
+        training=energy_tables.training_table(result),
+        training_rounds=energy_tables.training_rounds_table(result),
+        training_lines=energy_facts.training_lines(result),
+        network=tables.network_table(result),
         clients=tables.clients_table(result),
         data_lines=_data_lines(result),
         device_title=facts.device_title(result),
@@ -78,18 +87,22 @@ def page(result: Mapping[str, Any], pictures: list[Picture]) -> str:
 def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     """Energy and latency as (title, number, lines below it)."""
     found = facts.answer(result)
+    energy = energy_facts.energy_lines(result)
     largest = next(iter(found.parts_j.items()), None)
     total = sum(found.parts_j.values())
-    energy = [f"Largest part: {largest[0]}, {percent(largest[1] / total, 0)}"] if largest and total > 0 else []
+    if largest and total > 0 and not energy_facts.energy_of(result).get("dominates"):
+        energy.append(f"Largest part: {largest[0]}, {percent(largest[1] / total, 0)}")
     assumed = facts.energy_by_kind(result).get("assumed")
     if assumed is not None:
         energy.append(f"{percent(assumed, 0)} of it rests on assumed prices")
     if activation := facts.activation_line(result):
         energy.append(activation)
-    period = facts.token_period_line(result)
+    latency = energy_facts.latency_lines(result)
+    if period := facts.token_period_line(result):
+        latency.append(period)
     return [
         ("Energy per token", engineering(found.energy_per_token_j, "J"), energy),
-        ("Latency per token", engineering(found.latency_per_token_s, "s"), [period] if period else []),
+        ("Latency per token", engineering(found.latency_per_token_s, "s"), latency),
     ]
 
 

@@ -14,12 +14,13 @@ from typing import Any
 from markupsafe import Markup
 
 from fllm.report.answer import BASELINES, KINDS, answer, device_entries
-from fllm.report.formatting import NOTHING, count, engineering, interval, percent, share, significant, spread
+from fllm.report.formatting import NOTHING, count, engineering, interval, percent, significant, spread
 from fllm.results import value_at
 
 _DOI = re.compile(r"(?:https?://(?:dx\.)?doi\.org/|doi:\s*)?(10\.\d{4,9}/[^\s\"<>,;]+)", re.IGNORECASE)
 
 Row = tuple[str, ...]
+_NUMBER_COLUMNS = ("Key", "Value", "Kind", "Source", "Where", "Note")
 
 
 @dataclass(frozen=True)
@@ -76,36 +77,19 @@ def rounds_table(result: Mapping[str, Any]) -> Table:
     """One row per round: learning, both devices, communication, modelled energy and latency."""
     columns = ("Round", "Training loss [nat]", "Accuracy, ideal", "Accuracy, hardware", "Macro-F1, ideal",
                "Macro-F1, hardware", "Perplexity, ideal", "Perplexity, hardware", "Uplink", "Downlink", "Tokens",
-               "Energy", "Energy per token", "Latency per token")  # fmt: skip
+               "Energy, forward passes", "Energy per token", "Latency per token")  # fmt: skip
     rows = [_round_row(row) for row in result["rounds"]]
+    caption = (
+        "All rounds; ± is the standard deviation over dies; energy is that of the forward passes of training, arrays "
+        "and digital accelerator together"
+    )
     return Table(
-        "All rounds; ± is the standard deviation over dies",
+        caption,
         columns,
         [Group(rows)],
         frozenset(range(1, len(columns))),
         wide=True,
     )
-
-
-def prices_table(result: Mapping[str, Any]) -> Table | None:
-    """Where the energy of one token goes: events by part, their counts, prices and shares."""
-    found = answer(result)
-    prices = value_at(result, "final", "prices") or []
-    parts = found.parts_j
-    names = [*parts, *sorted({row["part"] for row in prices} - set(parts))]
-    if not names:
-        return None
-    total = sum(parts.values()) or sum(row["energy_per_token_j"] or 0.0 for row in prices)
-    groups = []
-    for name in names:
-        members = [row for row in prices if row["part"] == name]
-        members.sort(key=lambda row: (-(row["energy_per_token_j"] or 0.0), row["event"]))
-        energy = parts.get(name, sum(row["energy_per_token_j"] or 0.0 for row in members))
-        heading = (name, "", "", "", "", engineering(energy, "J"), share(energy, total))
-        groups.append(Group([_price_row(row, total, result) for row in members], heading))
-    groups.append(Group([], ("Total", "", "", "", "", engineering(total, "J"), share(total, total))))
-    columns = ("Part and event", "Count per token", "Price per event", "Kind", "Source", "Energy per token", "Share")
-    return Table("Modelled energy of one token", columns, groups, frozenset({1, 2, 5, 6}))
 
 
 def clients_table(result: Mapping[str, Any]) -> Table:
@@ -141,8 +125,17 @@ def device_table(result: Mapping[str, Any]) -> Table:
         if members:
             heading = (f"{kind.capitalize()} ({len(members)})", "", "", "", "", "")
             groups.append(Group([_device_row(entry, result) for entry in members], heading))
-    columns = ("Key", "Value", "Kind", "Source", "Where", "Note")
-    return Table(f"{len(entries)} numbers, grouped by kind", columns, groups, prose=frozenset({5}))
+    return Table(f"{len(entries)} numbers, grouped by kind", _NUMBER_COLUMNS, groups, prose=frozenset({5}))
+
+
+def network_table(result: Mapping[str, Any]) -> Table | None:
+    """Every number of the clients' link to the server, with its provenance."""
+    entries = value_at(result, "network", "values")
+    if not entries:
+        return None
+    caption = f"Numbers of the network: {result['network'].get('title') or result['network'].get('name')}"
+    rows = [_device_row(entry, result) for entry in sorted(entries, key=_key)]
+    return Table(caption, _NUMBER_COLUMNS, [Group(rows)], prose=frozenset({5}))
 
 
 def mapping_table(caption: str, columns: tuple[str, str], values: Mapping[str, Any]) -> Table:
@@ -190,19 +183,6 @@ def _round_row(row: Mapping[str, Any]) -> Row:
     )
 
 
-def _price_row(row: Mapping[str, Any], total: float, result: Mapping[str, Any]) -> Row:
-    """Write the cells of one priced event."""
-    return (
-        row["event"],
-        count(row.get("count_per_token")),
-        engineering(row.get("price_j"), "J"),
-        kind_badge(row.get("kind")),
-        _link_sources(row.get("source"), result),
-        engineering(row.get("energy_per_token_j"), "J"),
-        share(row.get("energy_per_token_j") or 0.0, total),
-    )
-
-
 def _device_row(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Row:
     """Write the cells of one device number."""
     value = _plain(entry.get("value"))
@@ -213,7 +193,7 @@ def _device_row(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Row:
         entry["key"],
         value,
         kind_badge(entry.get("kind")),
-        _link_sources(entry.get("source"), result),
+        link_sources(entry.get("source"), result),
         entry.get("where") or NOTHING,
         entry.get("note") or NOTHING,
     )
@@ -255,8 +235,8 @@ def _anchor(key: str, sources: Mapping[str, str]) -> str:
     return f"source-{sorted(sources).index(key) + 1}"
 
 
-def _link_sources(keys: str | None, result: Mapping[str, Any]) -> str:
-    """Link each source key to the list of sources; a name that is not listed there stays text."""
+def link_sources(keys: str | None, result: Mapping[str, Any]) -> str:
+    """Link source keys, separated by commas, to the list of sources; a name that is not listed there stays text."""
     if not keys:
         return NOTHING
     sources = result.get("sources") or {}

@@ -34,6 +34,8 @@ def assert_same_end(folder: Path, finished: RunResult) -> None:
     ours, theirs = record["final"], finished.result["final"]
     for key in set(theirs) - {"wall_seconds", "peak_memory_bytes"}:
         assert ours[key] == theirs[key], key
+    for figure in (finished.folder / "figures").iterdir():
+        assert (folder / "figures" / figure.name).read_bytes() == figure.read_bytes(), figure.name
 
 
 def test_interrupted_run_says_so_and_has_a_report(interrupted: Path) -> None:

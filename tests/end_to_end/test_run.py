@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,19 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from device_models import InputError
+from device_models.costs import ACCELERATOR, ARRAYS
+from device_models.machines import load_network
 from fllm.config import RunConfig, validate_config
 from fllm.data import write_cohort
 from fllm.model.adapters import adapter_digest, read_adapter
 from fllm.results import read_result
 from fllm.runs import RunResult, run
+from hwsim.training import BACKWARD_PARTS, NETWORK
 from tests import tolerances
 from tests.fllm.small import SHIPPED, TINY, fresh_model
 
 ONE_ROUND = TINY | {"num_rounds": 1}
-FIGURES = {"communication", "energy_parts", "loss", "rounds"}
+FIGURES = {"baselines", "communication", "energy_parts", "loss", "rounds", "timeline", "tornado", "training"}
 
 
 def test_run_writes_everything_and_nothing_else(finished: RunResult) -> None:
@@ -61,6 +66,71 @@ def test_energy_parts_sum_to_the_total(finished: RunResult) -> None:
     assert sum(row["energy_per_token_j"] for row in final["prices"]) == pytest.approx(
         final["energy_per_token_j"], **about
     )
+
+
+def test_lines_of_training_hold_the_forward_passes_of_each_round(finished: RunResult) -> None:
+    """Arrays do nothing else; the accelerator also has the backward pass, the optimiser and what they move."""
+    about = {"rel": tolerances.SUM}
+    assert "training" not in finished.result["rounds"][0]
+    for row in finished.result["rounds"][1:]:
+        forward, training = row["energy_j"], row["training"]
+        lines = {name: found["nominal"] for name, found in training["lines_j"].items()}
+        parts = {name: {part: found["nominal"] for part, found in inside.items()}
+                 for name, inside in training["parts_j"].items()}  # fmt: skip
+        assert list(lines) == [ARRAYS, ACCELERATOR, NETWORK]
+        for name, energy in lines.items():
+            assert sum(parts[name].values()) == pytest.approx(energy, **about)
+        backward = sum(parts[ACCELERATOR].pop(part) for part in BACKWARD_PARTS)
+        assert backward > 0
+        assert lines[ARRAYS] + lines[ACCELERATOR] - backward == pytest.approx(forward["total"], **about)
+        spent = {part: energy for part, energy in forward["parts"].items() if energy}
+        assert parts[ARRAYS] | parts[ACCELERATOR] == pytest.approx(spent, **about)
+        assert lines[NETWORK] == pytest.approx(
+            8 * (row["uplink_bytes"] + row["downlink_bytes"]) * load_network("lan").uplink_bit, **about
+        )
+
+
+def test_training_of_the_run_is_the_sum_of_its_rounds(finished: RunResult) -> None:
+    rounds, final = finished.result["rounds"][1:], finished.result["final"]["training"]
+    for name, found in final["lines_j"].items():
+        total = sum(row["training"]["lines_j"][name]["nominal"] for row in rounds)
+        assert found["nominal"] == pytest.approx(total, rel=tolerances.SUM)
+    assert final["tokens"] == sum(row["tokens"] for row in rounds)
+    assert final["steps"] == sum(row["training"]["steps"] for row in rounds) == 3 * 2 * TINY["local_steps"]
+
+
+def test_energy_of_a_token_is_the_same_in_every_place(finished: RunResult) -> None:
+    final = finished.result["final"]
+    energy, about = final["energy"], {"rel": tolerances.SUM}
+    assert energy["energy_per_token_j"]["nominal"] == pytest.approx(final["energy_per_token_j"], **about)
+    assert energy["latency_per_token_s"]["nominal"] == pytest.approx(final["latency_per_token_s"], **about)
+    spent = {part: joule for part, joule in final["energy_per_token_parts_j"].items() if joule}
+    assert {part: found["nominal"] for part, found in energy["parts_j"].items()} == pytest.approx(spent, **about)
+    assert sum(found["nominal"] for found in energy["lines_j"].values()) == pytest.approx(
+        final["energy_per_token_j"], **about
+    )
+    for row in energy["baselines"]:
+        if row["scope"] == "whole forward pass":
+            assert row["device_energy_per_token_j"] == pytest.approx(final["energy_per_token_j"], **about)
+    assert final["activity"]["energy_per_token_j"] > 0
+    assert all(final["activity"][array] > 0 for array in ("qk", "av"))
+
+
+def test_counts_by_layer_add_up_to_the_counts_of_a_round(finished: RunResult) -> None:
+    for row in finished.result["rounds"]:
+        total: Counter[str] = Counter()
+        for events in row["counts_by_layer"].values():
+            total.update(events)
+        assert dict(total) == row["counts"]
+
+
+def test_rounds_csv_tells_the_three_places_of_training(finished: RunResult) -> None:
+    rows = list(csv.DictReader((finished.folder / "rounds.csv").read_text(encoding="utf-8").splitlines()))
+    columns = {"energy_arrays_j": ARRAYS, "energy_digital_accelerator_j": ACCELERATOR, "energy_network_j": NETWORK}
+    assert [rows[0][column] for column in columns] == ["", "", ""]
+    for row, recorded in zip(rows[1:], finished.result["rounds"][1:], strict=True):
+        for column, line in columns.items():
+            assert float(row[column]) == recorded["training"]["lines_j"][line]["nominal"]
 
 
 def test_rounds_count_clients_and_bytes(finished: RunResult) -> None:

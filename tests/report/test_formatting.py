@@ -4,7 +4,19 @@ import math
 
 import pytest
 
-from fllm.report.formatting import NOTHING, count, engineering, interval, percent, plural, share, significant, spread
+from fllm.report.drawing import shorten
+from fllm.report.formatting import (
+    NOTHING,
+    count,
+    engineering,
+    interval,
+    percent,
+    plural,
+    share,
+    significant,
+    spread,
+    times,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,10 +48,27 @@ def test_significant(value: float, text: str) -> None:
     assert significant(value) == text
 
 
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (1.0, "1.00 x"), (0.5812, "0.581 x"), (999.6, "1000 x"), (29_949.0, "29,900 x"), (2.621e8, "2.62·10⁸ x"),
+        (1.66e-5, "1/60,200"), (0.0, NOTHING), (None, NOTHING), (math.nan, NOTHING),
+    ],
+)  # fmt: skip
+def test_times(ratio: float | None, text: str) -> None:
+    assert times(ratio).replace("\N{NO-BREAK SPACE}", " ").replace("\N{MULTIPLICATION SIGN}", "x") == text
+
+
+def test_shorten() -> None:
+    assert shorten("12345", 5) == "12345"
+    assert shorten("123456", 5) == "1234\N{HORIZONTAL ELLIPSIS}"
+
+
 def test_words_around_numbers() -> None:
     assert count(65536) == "65,536"
     assert count(2_621_440).split() == ["2.62", "M"]
     assert count(1.5) == "1.50"
+    assert count(17370.6) == "17,371"
     assert percent(0.8375).split() == ["83.8", "%"]
     assert interval([0.6, 0.705]).split() == ["60.0", "to", "70.5", "%"]
     assert interval(None) == interval([]) == NOTHING

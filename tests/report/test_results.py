@@ -98,10 +98,15 @@ def test_rounds_csv_has_fixed_columns_and_one_row_a_round(tmp_path: Path, result
         "round", "clients", "train_loss_nat", "accuracy_ideal", "macro_f1_ideal", "perplexity_ideal",
         "accuracy_hardware_mean", "accuracy_hardware_std", "macro_f1_hardware_mean", "macro_f1_hardware_std",
         "perplexity_hardware_mean", "perplexity_hardware_std", "dies", "uplink_bytes", "downlink_bytes", "tokens",
-        "energy_j", "energy_per_token_j", "latency_per_token_s",
+        "energy_j", "energy_per_token_j", "latency_per_token_s", "energy_arrays_j", "energy_digital_accelerator_j",
+        "energy_network_j",
     )  # fmt: skip
     assert len(rows) == len(result["rounds"])
     assert rows[0]["train_loss_nat"] == "" == rows[0]["energy_per_token_j"]
+    assert {rows[0][f"energy_{place}_j"] for place in ("arrays", "digital_accelerator", "network")} == {""}
+    for place in ("arrays", "digital accelerator", "network"):
+        recorded = result["rounds"][2]["training"]["lines_j"][place]["nominal"]
+        assert float(rows[2][f"energy_{place.replace(' ', '_')}_j"]) == recorded
     assert float(rows[3]["energy_per_token_j"]) == result["rounds"][3]["energy_per_token_j"]
     assert float(rows[3]["accuracy_hardware_mean"]) == result["rounds"][3]["hardware"]["accuracy"]["mean"]
 
