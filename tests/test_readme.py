@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,27 @@ def test_python_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_shell_blocks_name_what_exists() -> None:
-    main_job, tests = blocks("bash")
+    main_job, tests, _ = blocks("bash")
     assert (ROOT / shlex.split(main_job)[-1]).is_file()
     assert "-c constraints.txt" in main_job and "-c constraints.txt" in tests
     windows = blocks("powershell")
     assert len(windows) == 2 and all("constraints.txt" in block for block in windows)
+
+
+def test_cost_block_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fllm import cli
+
+    _, _, command = blocks("bash")
+    program, *arguments = shlex.split(command)
+    assert program == ".venv/bin/fllm" and arguments[0] == "cost"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["fllm", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0, err
+    for named in ("decode", "prefill", "area", "H100"):
+        assert named in out
 
 
 def test_links_point_to_files() -> None:
