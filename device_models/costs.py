@@ -12,8 +12,9 @@ from device_models.adc import conversion_energy
 from device_models.loading import key_units
 from device_models.price_schema import ADC_PRICES, AdcModel
 from device_models.quantities import parse_quantity
+from device_models.scaling import energy_factor
 from device_models.schema import DeviceModel
-from device_models.timeline import attention_timeline
+from device_models.timeline import attention_timeline, linear_time
 
 ARRAYS, ACCELERATOR = "arrays", "digital accelerator"
 """The two places where a forward pass spends energy; reports never add them without saying so."""
@@ -26,7 +27,8 @@ PARTS: Mapping[str, str] = {
     "digital control": ARRAYS,
     "linear arrays": ARRAYS,
     "linear converters": ARRAYS,
-    "leakage of arrays": ARRAYS,
+    "leakage of attention arrays": ARRAYS,
+    "leakage of linear arrays": ARRAYS,
     "adapter": ACCELERATOR,
     "LM head and other digital layers": ACCELERATOR,
     "norms, activations, scalers": ACCELERATOR,
@@ -124,7 +126,7 @@ def _attention(device: DeviceModel, activity: Activity) -> dict[str, EventCost]:
         "attention.layer_pass": EventCost(None, "cost.time_qk", 0.0, one.latency_s),
         "attention.tile_add": EventCost(None, "cost.time_add", 0.0, cost.time_add),
         "attention.shared_array_pass": EventCost(None, "cost.time_qk", 0.0, one.interval_s),
-        "static.subtile_second": _price(device, "leakage of arrays", "cost.subtile_leakage"),
+        "static.subtile_second": _price(device, "leakage of attention arrays", "cost.subtile_leakage"),
     }
 
 
@@ -136,13 +138,13 @@ def _linear(device: DeviceModel) -> dict[str, EventCost]:
         "linear.adc_conversion": _conversion(device, converter, "linear.adc", linear.adc, linear.adc_bits or 1, system),
         "linear.shift_add": _price(device, part, "linear.shift_add", system),
         "linear.row_drive": _price(device, part, "linear.row_drive", system),
-        "linear.layer_pass": EventCost(None, "linear.mvm_time", 0.0, linear.mvm_time),
-        "static.linear_cell_second": _price(device, "leakage of arrays", "linear.leakage"),
+        "linear.layer_pass": EventCost(None, "linear.cycle_time", 0.0, linear_time(device)),
+        "static.linear_cell_second": _price(device, "leakage of linear arrays", "linear.leakage"),
     }
 
 
 def _digital(device: DeviceModel, weights_in_sram: bool) -> dict[str, EventCost]:
-    digital, system = device.digital, "digital.system_multiplier"
+    digital, system, logic = device.digital, "digital.system_multiplier", logic_factor(device)
     memory = "digital.sram_bit" if weights_in_sram else "digital.dram_bit"
     # A weight takes as long as the slower of its way from DRAM and its multiplication, which run at the same time
     multiplied = 1.0 / (HALF_PRECISION * digital.mac_rate)
@@ -150,17 +152,26 @@ def _digital(device: DeviceModel, weights_in_sram: bool) -> dict[str, EventCost]
     vector = {
         event: _price(
             device, "norms, activations, scalers", "digital.vector_op", system,
-            scale=float(operations), time_s=operations / digital.vector_rate, shared=True,
+            scale=operations * logic, time_s=operations / digital.vector_rate, shared=True,
         )
         for event, operations in VECTOR_OPS.items()
     }  # fmt: skip
     return vector | {
-        "digital.mac": _price(device, "LM head and other digital layers", "digital.mac", system, shared=True),
-        "digital.adapter_mac": _price(device, "adapter", "digital.mac", system, shared=True),
-        "memory.weight_bit": _price(device, "weight memory", memory, time_s=streamed, shared=True),
+        "digital.mac": _price(
+            device, "LM head and other digital layers", "digital.mac", system, scale=logic, shared=True
+        ),
+        "digital.adapter_mac": _price(device, "adapter", "digital.mac", system, scale=logic, shared=True),
+        "memory.weight_bit": _price(
+            device, "weight memory", memory, scale=logic if weights_in_sram else 1.0, time_s=streamed, shared=True
+        ),
         "wire.bit": _price(device, "wires", "digital.wire_bit", "digital.hop_length"),
         "static.sram_bit_second": _price(device, "leakage of digital memory", "digital.sram_leakage"),
     }
+
+
+def logic_factor(device: DeviceModel) -> float:
+    """Return the factor [1] from the prices of the digital side, at 28 nm and 0.9 V, to its own node and supply."""
+    return energy_factor(28e-9, 0.9, device.digital.node, device.digital.supply)
 
 
 def _price(
@@ -179,6 +190,33 @@ def _conversion(device: DeviceModel, part: str, key: str, model: AdcModel, bits:
         return EventCost(part, key, 0.0)
     made = _price(device, part, "adc.correction", *more, scale=energy)
     return EventCost(part, key, made.energy_j, 0.0, made.factors, energy)
+
+
+PRICED_AT: Mapping[str, Mapping[str, int]] = {
+    "cost.qk_mac": {
+        "input.levels": 16, "storage.levels": 8, "readout.bits": 5, "tile.rows": 64, "tile.slots": 64,
+    },
+    "linear.row_drive": {"linear.rows": 256, "linear.columns": 256},
+}  # fmt: skip
+"""Resolution and geometry that prices belong to, by a price of their section (leroux2025, p. 817; the linear part)."""
+
+
+def price_notes(device: DeviceModel) -> list[str]:
+    """Say where a device leaves the resolution or geometry that its prices belong to: they do not follow.
+
+    Only for devices that take the published prices; others state their own.
+    """
+    notes = []
+    for price, conditions in PRICED_AT.items():
+        source = device.provenance.get(price)
+        if source is None or source.source not in ("leroux2025", "project") or not attrgetter(price)(device):
+            continue
+        for key, priced in conditions.items():
+            here = attrgetter(key)(device)
+            if here != priced:
+                shown = "continuous" if here is None else here
+                notes.append(f"prices belong to {key} {priced} and do not follow it to {shown}")
+    return notes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ def output_limit(bits: float, temperature_k: float) -> float:
     Half of it charges the capacitors that the product is summed on, half samples it, each at noise that equals the
     quantisation noise of ``bits``; it does not depend on how many terms are summed.
 
-    Source: HARDWARE contract of this program; kT/C noise (Nyquist), murmann2025 for the converter.
+    Source: kT/C noise (Nyquist); ``12 kT 4^B`` for the sampling converter (8 kT SNR) and as much for the sum.
     """
     return 24.0 * BOLTZMANN * temperature_k * 4.0**bits
 

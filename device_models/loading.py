@@ -59,6 +59,9 @@ def load_device(name_or_path: str | Path, overrides: Mapping[str, object] | None
     values, provenance = read_leaves(tree, str(path))
     device = _validate({"name": path.stem, "title": str(tree.get("title", path.stem)), **values}, str(path))
     check_together(device, str(path))
+    for key, found in provenance.items():
+        section, _, name = key.partition(".")
+        check_range(found, getattr(getattr(device, section), name), key_units()[key], f"{path}: {key}")
     return replace(device, provenance=provenance, file_sha256=digest)
 
 
@@ -215,6 +218,32 @@ def _override(tree: dict[str, Any], dotted: str, value: object, *, where: str) -
     }
 
 
+def check_range(found: Provenance, value: object, unit: str | None, where: str) -> None:
+    """Check that the range of a number, if it has one, is in its unit and in order.
+
+    A value outside of it, as after a change of the value alone, widens the range where it acts.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if found.range is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high = found.range
+    expected = "[lowest, highest]" + (f" in {unit}" if unit else ", numbers")
+    try:
+        ends = [float(text) if unit is None else parse_quantity(text, unit) for text in (low, high)]
+    except ValueError:
+        ends = []
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise InputError("wrong range", where=f"{where}.range", expected=expected, received=f"{low} to {high}")
+
+
+def units_of(kind: type) -> dict[str, str | None]:
+    """Return the SI unit of each field of a section; None for what has none."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: _unit(hints[f.name]) for f in fields(kind)}
+
+
 @cache
 def _sections() -> dict[str, type]:
     hints = get_type_hints(DeviceModel)
@@ -229,9 +258,7 @@ def key_units() -> Mapping[str, str | None]:
     """
     units: dict[str, str | None] = {}
     for name in (f.name for f in fields(DeviceModel) if f.name in _SECTIONS):
-        section = _sections()[name]
-        hints = get_type_hints(section, include_extras=True)
-        units |= {f"{name}.{f.name}": _unit(hints[f.name]) for f in fields(section)}
+        units |= {f"{name}.{key}": unit for key, unit in units_of(_sections()[name]).items()}
     return units
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from device_models.errors import InputError, nearest
 from device_models.fields import STRICT, Duration, Energy, Quantity, Rate
-from device_models.loading import preset_folder, read_leaves, validated
+from device_models.loading import check_range, preset_folder, read_leaves, units_of, validated
 from device_models.provenance import Provenance
 from device_models.strict_yaml import read_yaml
 
@@ -44,11 +44,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Machine:
-    """Processor whose memory bandwidth bounds it: board power [W] and bandwidth [1/s] in bits."""
+    """Processor: board power [W], memory bandwidth [1/s] in bits, arithmetic [1/s] in half-precision operations."""
 
     __pydantic_config__: ClassVar = STRICT
     power: Annotated[float, Quantity("W", above=0.0, most=1e6)]
     bandwidth: Rate
+    arithmetic: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,19 @@ def load_network(name_or_path: str | Path) -> Network:
         raise InputError("not a network file", where=str(path), expected="one section `network` with its numbers")
     values, provenance = read_leaves({"network": tree["network"]}, str(path))
     made: Network = validated(Network, values["network"], f"{path}: network")
+    _check_ranges(provenance, "network", made, str(path))
     return Network(
         made.uplink_bit, made.downlink_bit, made.uplink_rate, made.downlink_rate, path.stem,
         str(tree.get("title", path.stem)), provenance,
     )  # fmt: skip
+
+
+def _check_ranges(provenance: Mapping[str, Provenance], section: str, made: object, where: str) -> None:
+    units = units_of(type(made))
+    for key, found in provenance.items():
+        name = key.removeprefix(f"{section}.")
+        if name != key:
+            check_range(found, getattr(made, name), units[name], f"{where}: {key}")
 
 
 @cache
@@ -157,4 +167,6 @@ def load_baselines() -> Baselines:
         "survey_floor": SurveyFloor,
     }  # fmt: skip
     made = {name: validated(kind, values[name], f"{path.name}: {name}") for name, kind in kinds.items()}
+    for name, machine in made.items():
+        _check_ranges(provenance, name, machine, path.name)
     return Baselines(**made, provenance=provenance)

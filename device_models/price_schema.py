@@ -53,7 +53,7 @@ class LinearArray:
         row_drive: [J] one row driven for one input bit.
         shift_add: [J] behind one conversion.
         system_multiplier: [1] whole network against the bare macro; multiplies every energy of this section.
-        mvm_time: [s] one matrix-vector product.
+        cycle_time: [s] drive and settling for one input bit; conversions run beside it.
         adc: Model of the column converter.
         adc_bits: Its resolution; with ``sar`` and ``survey``.
         adc_conversion: [J] one conversion; with ``fixed``.
@@ -70,7 +70,7 @@ class LinearArray:
     row_drive: Energy
     shift_add: Energy
     system_multiplier: Annotated[float, Factor(1.0, 100.0)]
-    mvm_time: Duration
+    cycle_time: Duration
     adc: AdcModel
     adc_bits: Annotated[int, Whole(1, 16)] | None = None
     adc_conversion: Energy | None = None
@@ -141,6 +141,8 @@ class Digital:
     """The digital side: accelerator, memory of its weights, wires between blocks.
 
     Attributes:
+        node: [m] where it is built; prices are those at 28 nm and 0.9 V and scale from there.
+        supply: [V] of its logic.
         mac: [J] one multiply-accumulate in half precision.
         vector_op: [J] one operation on one element.
         system_multiplier: [1] everything around the bare arithmetic; multiplies ``mac`` and ``vector_op``.
@@ -158,6 +160,8 @@ class Digital:
     """
 
     __pydantic_config__: ClassVar = STRICT
+    node: Annotated[float, Quantity("m", least=7e-9, most=65e-9)]
+    supply: Annotated[float, Quantity("V", least=0.5, most=1.2)]
     mac: Energy
     vector_op: Energy
     system_multiplier: Annotated[float, Factor(1.0, 100.0)]

@@ -362,6 +362,11 @@ class DeviceModel:
         return -(-self.window.tokens // self.tile.slots)
 
     @property
+    def reads_per_score(self) -> int:
+        """Times that the first array is read for one score: twice where a softmax needs signs that pulses lack."""
+        return 2 if self.activation.kind == "softmax" and not self.input.signed else 1
+
+    @property
     def decays(self) -> bool:
         """Whether stored values change with age."""
         return self.retention.kind != "none"

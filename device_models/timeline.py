@@ -10,7 +10,6 @@ All heads and sub-tiles run this at the same time; queries that share a key/valu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from device_models.adc import sar_time
@@ -18,6 +17,9 @@ from device_models.errors import InputError
 from device_models.price_schema import AdcModel
 from device_models.retention import refresh_interval
 from device_models.schema import DeviceModel
+
+PUBLISHED_COUNTS = 15
+"""Counts of the published counter, 4 bits and a sign, within its ``time_counter`` (leroux2025, p. 817)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ def attention_timeline(device: DeviceModel, tiles: int = 1) -> AttentionTimeline
 
     ``second = reset + max(qk, write + reset)`` starts the second product: the value is written and the second array
     reset beside the first product. ``interval = second + max(av, write)``: the next key is written beside the second
-    product. ``latency = second + av + readout + (tiles - 1) add``. Where positive and negative queries are read apart,
-    ``reset + qk`` comes once more; a converter of scores stands before the second product.
+    product, and no readout takes longer. ``latency = second + av + readout + (tiles - 1) add``. Where positive and
+    negative queries are read apart, ``reset + qk`` comes once more; a converter of scores stands before the second
+    product.
 
     Args:
         device: The device.
@@ -64,7 +67,7 @@ def attention_timeline(device: DeviceModel, tiles: int = 1) -> AttentionTimeline
     phases = [Phase("reset first array", 0.0, reset, "cost.time_reset"),
               Phase("first product", reset, reset + cost.time_qk, "cost.time_qk")]  # fmt: skip
     ready = reset + cost.time_qk
-    if device.activation.kind == "softmax" and not device.input.signed:
+    if device.reads_per_score == 2:
         phases += [Phase("reset first array again", ready, ready + reset, "cost.time_reset"),
                    Phase("first product, negative queries", ready + reset, ready + reset + cost.time_qk,
                          "cost.time_qk")]  # fmt: skip
@@ -86,14 +89,35 @@ def attention_timeline(device: DeviceModel, tiles: int = 1) -> AttentionTimeline
     summed = read + (tiles - 1) * cost.time_add
     phases.append(Phase("add sub-tiles", read, summed, "cost.time_add"))
     ordered = sorted((p for p in phases if p.end_s > p.start_s), key=lambda p: (p.start_s, p.end_s))
-    return AttentionTimeline(tuple(ordered), second + max(cost.time_av, write), summed)
+    interval = max(second + max(cost.time_av, write), read - end)
+    return AttentionTimeline(tuple(ordered), interval, summed)
 
 
 def readout_time(device: DeviceModel, model: AdcModel, bits: int, rows: int) -> float:
-    """Return the time of one conversion [s]: counting, the model's, or one period of its rate."""
+    """Return the time of one conversion [s]: counting, the model's, or one period of its rate.
+
+    A counter of B bits with its sign counts to ``2^(B - 1) - 1``; ``time_counter`` is that of 5 bits.
+    """
     if model == "sar":
         return sar_time(bits, rows)
-    return 1.0 / device.adc.rate if model == "survey" else device.cost.time_counter
+    if model == "survey":
+        return 1.0 / device.adc.rate
+    counts = 2 ** (bits - 1) - 1 if model == "counter" else PUBLISHED_COUNTS
+    return device.cost.time_counter * counts / PUBLISHED_COUNTS
+
+
+def linear_time(device: DeviceModel) -> float:
+    """Return the time [s] of one matrix-vector product on the arrays of the linear layers.
+
+    Input bits follow one another; a bit is converted while the next one settles:
+    ``cycles max(settle, convert) + min(settle, convert)``.
+    """
+    linear = device.linear
+    converting = 0.0
+    if linear.adc != "fixed":
+        converting = readout_time(device, linear.adc, linear.adc_bits or 1, linear.rows)
+    settling = linear.cycle_time
+    return linear.input_cycles * max(settling, converting) + min(settling, converting)
 
 
 def refresh_share(device: DeviceModel) -> float:
@@ -117,12 +141,13 @@ def refresh_share(device: DeviceModel) -> float:
     return busy / interval
 
 
-def with_refresh(device: DeviceModel, latency_s: float) -> float:
-    """Return the time of a token [s] that waits for the refreshes due while it is computed.
+def with_refresh(device: DeviceModel, attention_s: float) -> float:
+    """Return the time [s] of attention that waits for the refreshes due while it is computed.
 
-    The period P holds the latency L and the refreshes due in P, so ``P = L + share P``: ``P = L / (1 - share)``.
+    A layer's arrays refresh also while other layers and the accelerator compute, so only work on these arrays waits:
+    the time T holds the work A and the refreshes due in T, ``T = A + share T``, so ``T = A / (1 - share)``.
 
     Raises:
         InputError: As :func:`refresh_share`.
     """
-    return latency_s / (1.0 - refresh_share(device)) if math.isfinite(latency_s) else latency_s
+    return attention_s / (1.0 - refresh_share(device))

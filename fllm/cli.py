@@ -326,6 +326,7 @@ def _print_summary(console: Console, result: Mapping[str, Any], folder: Path) ->
             if energy
         ]
         lines += [f"          {sentence}" for sentence in final["energy"]["dominates"]]
+        lines += [f"          {note}" for note in final["energy"]["price_notes"]]
         lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
         spent = (f"{format_quantity(e['nominal'], 'J')} {place}" for place, e in final["training"]["lines_j"].items())
         lines.append(f"training  {', '.join(spent)} (three places, not one system)")

@@ -8,7 +8,7 @@ from typing import Any
 from device_models.costs import Activity
 from device_models.loading import load_device
 from device_models.schema import DeviceModel
-from fllm.energy import energy_facts
+from fllm.energy import cost_sources, energy_facts, price_rows, provenance_rows
 from hwsim.analytic import analytic_events, auto_token_period
 from hwsim.costing import price
 from hwsim.events import EventCounts
@@ -24,7 +24,7 @@ class Question:
     Attributes:
         shape: The model.
         tokens: Length of the text: decoding its last token, and prefilling all of it, are priced.
-        token_period_s: [s] between two tokens; None is the model's own latency on the device.
+        token_period_s: [s] between two tokens, at least the model's own latency on the device; None is that latency.
         adapter_rank: Of a LoRA adapter beside every linear layer; None without.
         activity: Of the attention arrays.
         seed: Of the draws behind the intervals.
@@ -45,9 +45,8 @@ def cost_facts(asked: Question, device: DeviceModel) -> dict[str, Any]:
         InputError: If the device cannot keep up with its refresh.
     """
     shape, rank = asked.shape, asked.adapter_rank
-    period = asked.token_period_s
-    if period is None:
-        period = auto_token_period(shape, device, adapter_rank=rank)
+    own = auto_token_period(shape, device, adapter_rank=rank)
+    period = own if asked.token_period_s is None else max(asked.token_period_s, own)
 
     def counted(tokens: int, start: int, pace: float) -> EventCounts:
         return analytic_events(
@@ -55,7 +54,7 @@ def cost_facts(asked: Question, device: DeviceModel) -> dict[str, Any]:
         )
 
     def facts(counts: EventCounts, pace: float) -> dict[str, Any]:
-        return energy_facts(
+        return {"prices": price_rows(counts, device, pace)} | energy_facts(
             counts, device, token_period_s=pace, stored_heads=sum(layer.kv_heads for layer in shape.layers),
             activity=asked.activity, seed=asked.seed,
         )  # fmt: skip
@@ -76,10 +75,12 @@ def cost_facts(asked: Question, device: DeviceModel) -> dict[str, Any]:
         "tokens": asked.tokens,
         "token_period_s": period,
         "token_period_auto": asked.token_period_s is None,
-        "too_slow": period < decode["latency_per_token_s"]["nominal"] * (1 - 1e-9),
+        "too_slow": asked.token_period_s is not None and period > asked.token_period_s,
         "activity": {"qk": asked.activity.qk, "av": asked.activity.av},
         "decode": decode,
         "prefill": prefill,
+        "device_values": provenance_rows(device.provenance),
+        "sources": cost_sources(device),
     }
 
 

@@ -118,9 +118,14 @@ def _print(console: Console, facts: list[dict[str, Any]]) -> None:
             console.print(f"{found['device']['name']}, area of attention cells: {technology}.", soft_wrap=True)
         for sentence in found["decode"]["dominates"]:
             console.print(f"{found['device']['name']}: {sentence}.", soft_wrap=True)
+        for note in found["decode"]["price_notes"]:
+            console.print(f"{found['device']['name']}: {note}.", soft_wrap=True)
         if found["too_slow"]:
             name = found["device"]["name"]
-            console.print(f"{name} cannot keep up: a token takes longer than the token period.", soft_wrap=True)
+            console.print(
+                f"{name} cannot keep up: a token takes longer than the given period, so its latency stands in for it.",
+                soft_wrap=True,
+            )
     for found in facts:
         title = found["device"]["name"] if len(facts) > 1 else ""
         console.print()
@@ -144,7 +149,8 @@ def _print_head(console: Console, found: Mapping[str, Any]) -> None:
         f" in {found['decode']['digital_weights_in']}",
         soft_wrap=True,
     )
-    basis = "the model's own latency with a full window" if found["token_period_auto"] else "given"
+    own = found["token_period_auto"] or found["too_slow"]
+    basis = "the model's own latency with a full window" if own else "given"
     console.print(f"A token every {_quantity(found['token_period_s'], 's')} ({basis}).\n", soft_wrap=True)
 
 
@@ -234,6 +240,10 @@ def _baseline_table(found: Mapping[str, Any], title: str) -> Table:
     for scope in dict.fromkeys(row["scope"] for row in rows):
         members = [row for row in rows if row["scope"] == scope]
         table.add_row(f"{scope}, here", _quantity(members[0]["device_energy_per_token_j"], "J"), "1", style="bold")
+        if leaks := members[0]["device_leakage_per_token_j"]:
+            own = members[0]["device_energy_per_token_j"]
+            ratio = _ratio(1 + leaks / own) if own else ""
+            table.add_row("  with what leaks in a token period", _quantity(own + leaks, "J"), ratio)
         for row in members:
             ratio = "" if row["ratio"] is None else _ratio(row["ratio"])
             table.add_row(f"  {row['name']}", _quantity(row["energy_per_token_j"], "J"), ratio)

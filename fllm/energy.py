@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
-from device_models import load_device, preset_names
+from device_models import Provenance, load_device, preset_names, references
 from device_models.area import AREA_KEYS
-from device_models.costs import ARRAYS, PARTS, Activity, EventCost, PriceRange, event_costs
+from device_models.costs import ARRAYS, PARTS, Activity, EventCost, PriceRange, event_costs, price_notes
 from device_models.machines import Network, load_baselines
 from device_models.schema import DeviceModel
 from device_models.timeline import attention_timeline
-from hwsim.baselines import baselines, in_scope
+from hwsim.baselines import LEAKAGE, baselines, in_scope
 from hwsim.costing import Cost, EnergyTerm, amounts, forward_terms, in_sram, price
 from hwsim.events import EventCounts
 from hwsim.training import network_terms, training_events, training_terms, training_time
@@ -36,7 +38,8 @@ WORST = 10
 _REMEDIES = {
     "refresh": "a longer retention time, a shorter token period or a smaller window takes it away",
     "weight memory": "LM head, embeddings and adapter are read for every token",
-    "leakage of arrays": "arrays wait for most of the token period; a shorter one or power gating takes it away",
+    "leakage of attention arrays": "arrays wait for most of the token period",
+    "leakage of linear arrays": "arrays keep their weights for the whole token period",
     "leakage of digital memory": "memory waits for most of the token period",
     "digital control": "the arrays themselves are the smaller part of the published head",
     "linear arrays": "attention is the smaller part",
@@ -44,7 +47,7 @@ _REMEDIES = {
 }
 
 
-_SINGULAR = ("refresh", "digital control", "leakage of arrays", "adapter", "weight memory", "leakage of digital memory")
+_SINGULAR = ("refresh", "digital control", "adapter", "weight memory")
 
 
 def energy_facts(
@@ -74,6 +77,7 @@ def energy_facts(
         "lines_j": {line: _interval(found, tokens) for line, found in sure.lines.items()},
         "tornado": _tornado(sure, device, tokens),
         "dominates": dominating(cost),
+        "price_notes": price_notes(device),
         "baselines": baseline_rows(counts, device, cost),
         "latency_per_token_s": _range(latency_range(counts, device), tokens),
         "interval_per_token_s": cost.interval_s,
@@ -116,6 +120,31 @@ def _keys(cost: EventCost) -> list[str]:
     return [key for key in dict.fromkeys((cost.key, *cost.factors)) if key != "adc.correction"]
 
 
+def provenance_rows(provenance: Mapping[str, Provenance]) -> list[dict[str, Any]]:
+    """List numbers with their sources."""
+    return [
+        {
+            "key": key,
+            "value": found.text,
+            "kind": found.kind,
+            "source": found.source,
+            "where": found.where,
+            "note": found.note,
+            "range": list(found.range) if found.range else None,
+        }
+        for key, found in provenance.items()
+    ]
+
+
+def cost_sources(device: DeviceModel, network: Network | None = None) -> dict[str, str]:
+    """Return the citations behind a device, its baselines and a network."""
+    others = [load_baselines().provenance or {}, load_device("sram_dcim_28nm").provenance]
+    others += [network.provenance or {}] if network else []
+    used = {found.source for provenance in (device.provenance, *others) for found in provenance.values()}
+    known = references()
+    return {key: known[key] for key in sorted(used) if key in known}
+
+
 def dominating(cost: Cost) -> list[str]:
     """Say of arrays and accelerator which part takes more than half of their energy, and what would change it."""
     sentences = []
@@ -123,7 +152,7 @@ def dominating(cost: Cost) -> list[str]:
         own = {part: energy for part, energy in cost.energy_j.items() if PARTS[part] == line}
         part = max(own, key=lambda name: own[name])
         if total and own[part] > DOMINATES * total:
-            verb = "dominates" if part in _SINGULAR else "dominate"
+            verb = "dominates" if part in _SINGULAR or part.startswith("leakage") else "dominate"
             whose = "their" if line == ARRAYS else "its"
             remedy = f"; {_REMEDIES[part]}" if part in _REMEDIES else ""
             sentences.append(
@@ -138,12 +167,14 @@ def baseline_rows(counts: EventCounts, device: DeviceModel, cost: Cost) -> list[
     rows = []
     for found in baselines(counts, device):
         own = in_scope(cost.energy_j, found.scope)
+        leaks = cost.energy_j[LEAKAGE[found.scope]] if found.scope in LEAKAGE else 0.0
         rows.append(
             {
                 "name": found.name,
                 "scope": found.scope,
                 "energy_per_token_j": found.energy_j / counts.tokens,
                 "device_energy_per_token_j": own / counts.tokens,
+                "device_leakage_per_token_j": leaks / counts.tokens,
                 "ratio": found.energy_j / own if own else None,
                 "latency_per_token_s": found.latency_s,
                 "kind": found.kind,
@@ -215,8 +246,11 @@ def _technologies(device: DeviceModel) -> dict[str, str]:
     """Say of each part's area which technology its number is from."""
     found = {}
     for part, key in AREA_KEYS.items():
-        if key == "linear.adc" and device.linear.adc != "fixed":
-            found[part] = f"technology: {device.adc.node * 1e9:g} nm CMOS, converter model {device.linear.adc}"
+        if key.endswith("adc"):
+            model = attrgetter(key)(device)
+            made = {"fixed": "no converter of its own", "counter": "contained in readout and control"}
+            where = f"technology: {device.adc.node * 1e9:g} nm CMOS, converter model {model}"
+            found[part] = made.get(model, where)
         elif key in device.provenance:
             found[part] = device.provenance[key].note or ""
     return found

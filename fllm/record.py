@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from device_models import DeviceModel, Provenance, load_device, references
-from device_models.machines import Network, load_baselines
+from device_models import DeviceModel
+from device_models.machines import Network
 from fllm.config import RunConfig
 from fllm.data import DIAGNOSES, Case, Cohort
+from fllm.energy import cost_sources, provenance_rows
 from fllm.evaluation import Prompt
 
 NOT_MODELLED = (
@@ -19,7 +20,8 @@ NOT_MODELLED = (
     "quantisation and noise of the arrays of the linear layers: their ternary weights and 8-bit inputs are exact",
     "buffers of activations beside the linear arrays, beyond their system factor; loss and sampling",
     "the digital side beyond arithmetic and memory: power supply, clocks, input and output, leakage of its logic",
-    "network beyond the clients' interfaces: switches, base stations, the server; evaluation between rounds",
+    "network beyond the clients' interfaces (a LAN's port excepted): base stations, the server; evaluation",
+    "what leaks while a client waits for its backward passes, the network or other clients",
 )
 """What the numbers of this version leave out."""
 
@@ -94,23 +96,8 @@ def device_facts(device: DeviceModel, config: RunConfig, period_s: float | None)
             "note": "the model's own latency per token" if automatic else _PERIOD_NOTE,
         },
         "activation": device.activation.kind,
-        "values": _values(device.provenance),
+        "values": provenance_rows(device.provenance),
     }
-
-
-def _values(provenance: Mapping[str, Provenance]) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": key,
-            "value": found.text,
-            "kind": found.kind,
-            "source": found.source,
-            "where": found.where,
-            "note": found.note,
-            "range": list(found.range) if found.range else None,
-        }
-        for key, found in provenance.items()
-    ]
 
 
 _PERIOD_NOTE = "set by the run; the published 0.78 us per token counts attention alone"
@@ -131,13 +118,9 @@ def assumptions(device: DeviceModel, config: RunConfig) -> list[dict[str, Any]]:
 
 def network_facts(network: Network) -> dict[str, Any]:
     """Describe the clients' link: every number with its source."""
-    return {"name": network.name, "title": network.title, "values": _values(network.provenance or {})}
+    return {"name": network.name, "title": network.title, "values": provenance_rows(network.provenance or {})}
 
 
 def sources(device: DeviceModel, network: Network) -> dict[str, str]:
     """Return the citations of all sources that the device, its baselines and the network name."""
-    others = (network.provenance or {}, load_baselines().provenance or {}, load_device("sram_dcim_28nm").provenance)
-    named = (device.provenance, *others)
-    used = {found.source for provenance in named for found in provenance.values()}
-    known = references()
-    return {key: known.get(key, "Set by the user of this run") for key in sorted(used | {"user"})}
+    return cost_sources(device, network) | {"user": "Set by the user of this run"}

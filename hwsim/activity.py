@@ -80,7 +80,7 @@ def measure_activity(model: nn.Module, sequences: Sequence[Tensor]) -> Activity:
         for ids in sequences:
             model(input_ids=ids, use_cache=False)
     qk, av, cells = sums.tolist()
-    return relative_activity(device, qk / cells, av / cells)
+    return relative_activity(device, qk / (device.reads_per_score * cells), av / cells)
 
 
 def _watch(sums: Tensor, layer: GainCellAttention, given: tuple[Any, ...]) -> None:
@@ -98,14 +98,14 @@ def _drawn(
     group = query.shape[1] // kv_heads
     keys = read_currents(key, "key", device, tables, place, at).repeat_interleave(group, 1)
     values = read_currents(value, "value", device, tables, place, at).repeat_interleave(group, 1)
-    signs = (1.0, -1.0) if device.activation.kind == "softmax" else (1.0,)
+    signs = (1.0, -1.0) if device.reads_per_score == 2 else (1.0,)
     qk = av = torch.zeros((), dtype=torch.float64)
     for sign in signs:
         asked = (sign * query[:, :, at]).clamp(min=0.0) if len(signs) > 1 else query[:, :, at]
         pulses = input_pulses(asked, device, place, at[None], kv_heads)
         qk = qk + torch.einsum("hqd,qhsd,qs->", pulses[0], keys.clamp(min=0.0), read).double().cpu()
         scores = torch.einsum("hqd,qhsd->hqs", pulses[0], keys)[None] / device.saturation.qk
-        if len(signs) == 1:
+        if device.activation.kind == "hard_sigmoid":
             phi = scores_to_pulses(scores, pulses, read[None], device, place, at[None], slots, kv_heads)
         else:  # a softmax spreads one full pulse over the tokens that it reads
             phi = (read / read.sum(-1, keepdim=True)).expand_as(scores) / len(signs)

@@ -76,7 +76,7 @@ def _attention(
         refreshes = batch * int(np.floor((held - 1).astype(float) * (token_period_s or 0.0) / interval).sum())
     heads, kv_heads, dim, passed = layer.heads, layer.kv_heads, layer.head_dim, batch * tokens
     softmax, rows = device.activation.kind == "softmax", -(-dim // device.tile.rows)
-    passes = 2 if softmax and not device.input.signed else 1
+    passes = device.reads_per_score
     return Counter(
         {
             "attention.qk_mac": passes * pairs * heads * dim,

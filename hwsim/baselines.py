@@ -22,6 +22,8 @@ SCOPES: Mapping[str, tuple[str, ...]] = {
     LINEAR: ("linear arrays", "linear converters"),
 }
 """Parts of a device's energy that stand against a baseline of a scope; ``WHOLE`` takes all of them."""
+LEAKAGE: Mapping[str, str] = {ATTENTION: "leakage of attention arrays", LINEAR: "leakage of linear arrays"}
+"""What leaks over the token period beside a scope; the baselines of these scopes leave out theirs."""
 OUTPUT_BITS, STORAGE_BITS = 5.0, 3.0
 """Resolution of the published head: outputs and stored values, for the thermal limit."""
 EIGHT_BITS = 8
@@ -80,15 +82,14 @@ class Work:
 def work(counts: EventCounts, device: DeviceModel) -> Work:
     """Take from counts on one device what does not depend on it."""
     events = counts.events
-    passes = 2 if device.activation.kind == "softmax" and not device.input.signed else 1
     shared = 1.0 + (events["attention.shared_array_pass"] / (events["attention.layer_pass"] or 1))
     return Work(
         tokens=counts.tokens,
         attention_macs=events["attention.av_mac"],
-        scores=events["attention.phi_conversion"] // passes,
+        scores=events["attention.phi_conversion"] // device.reads_per_score,
         values_read=2 * events["attention.av_mac"] / shared,
         values_written=events["attention.write_conversion"],
-        outputs=events["attention.phi_conversion"] // passes + events["attention.av_conversion"],
+        outputs=events["attention.phi_conversion"] // device.reads_per_score + events["attention.av_conversion"],
         linear_macs=events["linear.cell_mac"] // device.linear.input_cycles,
         digital_macs=events["digital.mac"] + events["digital.adapter_mac"],
     )
@@ -178,6 +179,19 @@ def _streamed(field: str, name: str, scope: str) -> Maker:
     return make
 
 
+def _compute_bound(asked: Work, known: Baselines) -> Baseline:
+    """Every multiply-accumulate at peak arithmetic and board power: a batch so large that memory does not matter."""
+    machine = known.h100
+    assert machine.arithmetic is not None
+    operations = 2 * (2 * asked.attention_macs + asked.linear_macs + asked.digital_macs)
+    return Baseline(
+        "H100, fp16, compute-bound, large batch", WHOLE, operations * machine.power / machine.arithmetic,
+        None, "derived", ("h100.power", "h100.arithmetic"),
+        "peak arithmetic at board power: many sequences, or a long known text, share every read of a weight; the other "
+        "end of what such a board spends",
+    )  # fmt: skip
+
+
 def _cpu(field: str, name: str) -> Maker:
     def make(asked: Work, known: Baselines) -> Baseline:
         return Baseline(
@@ -234,7 +248,11 @@ _LINEAR: tuple[Maker, ...] = (
     _cpu("bitnet_cpp_m2_ultra", "Apple M2 Ultra"),
     _cpu("bitnet_cpp_i7_13700h", "Intel i7-13700H"),
 )
-_WHOLE: tuple[Maker, ...] = (_streamed("h100", "H100", WHOLE), _streamed("jetson_orin", "Jetson AGX Orin", WHOLE))
+_WHOLE: tuple[Maker, ...] = (
+    _streamed("h100", "H100", WHOLE),
+    _compute_bound,
+    _streamed("jetson_orin", "Jetson AGX Orin", WHOLE),
+)
 
 
 def in_scope(parts: Mapping[str, float], scope: str) -> float:

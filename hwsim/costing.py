@@ -103,7 +103,7 @@ def price(
         energy[term.part] += term.energy_j
     areas = part_areas(device, sum(counts.subtiles.values()), sum(counts.arrays.values()))
     attention = sum(area for part, area in areas.items() if part.startswith("attention"))
-    latency = with_refresh(device, sum(n * costs[event].time_s for event, n in counts.events.items()))
+    latency = _latency(counts.events, device, costs)
     return Cost(energy, latency, attention, counts.tokens, _interval(counts, device, costs), areas)
 
 
@@ -147,8 +147,8 @@ def amounts(
         if event not in costs or event not in EVENTS:
             raise KeyError(f"event {event!r} has no price on {device.name}")
         happened[event] = float(number)
-    busy = {layer: _attention_time(events, costs) for layer, events in counts.by_layer.items()}
-    latency = with_refresh(device, sum(n * costs[event].time_s for event, n in happened.items()))
+    busy = {layer: _attention_time(events, device, costs) for layer, events in counts.by_layer.items()}
+    latency = _latency(counts.events, device, costs)
     total = latency if token_period_s is None else counts.tokens * token_period_s
     idle = sum(n * max(0.0, total - busy.get(layer, 0.0)) for layer, n in counts.subtiles.items())
     cells = sum(counts.arrays.values()) * device.linear.rows * device.linear.columns
@@ -161,9 +161,19 @@ def amounts(
     return happened | {event: amount for event, amount in static.items() if amount}
 
 
-def _attention_time(events: Mapping[str, int], costs: Mapping[str, EventCost]) -> float:
-    return sum(n * costs[event].time_s for event, n in events.items() if event.startswith("attention.")
-               and not costs[event].shared)  # fmt: skip
+def _attention_time(events: Mapping[str, int], device: DeviceModel, costs: Mapping[str, EventCost]) -> float:
+    """Return the time [s] that tokens spend on attention arrays, waiting for refreshes included."""
+    return with_refresh(device, sum(n * costs[event].time_s for event, n in events.items() if event in _ON_ARRAYS))
+
+
+def _latency(events: Mapping[str, int], device: DeviceModel, costs: Mapping[str, EventCost]) -> float:
+    """Return the time [s] of all events, one after another."""
+    others = sum(n * costs[event].time_s for event, n in events.items() if event not in _ON_ARRAYS)
+    return others + _attention_time(events, device, costs)
+
+
+_ON_ARRAYS = ("attention.layer_pass", "attention.tile_add", "attention.shared_array_pass")
+"""Events that take time on attention arrays, which refresh."""
 
 
 def _interval(counts: EventCounts, device: DeviceModel, costs: Mapping[str, EventCost]) -> float:
@@ -178,8 +188,8 @@ def _interval(counts: EventCounts, device: DeviceModel, costs: Mapping[str, Even
     for events in counts.by_layer.values():
         if passes := events["attention.layer_pass"]:
             queries = 1.0 + events["attention.shared_array_pass"] / passes
-            busiest = max(busiest, queries * step)
+            busiest = max(busiest, with_refresh(device, queries * step))
         if events["linear.layer_pass"]:
             busiest = max(busiest, costs["linear.layer_pass"].time_s)
     shared = sum(n * costs[event].time_s for event, n in counts.events.items() if costs[event].shared)
-    return with_refresh(device, max(busiest, shared / counts.tokens))
+    return max(busiest, shared / counts.tokens)

@@ -176,7 +176,7 @@ def record_attention(
         return
     sums = _geometry(collector, layout, batch, device, token_period_s)
     rows, softmax = -(-head_dim // layout.rows), device.activation.kind == "softmax"
-    passes = 2 if softmax and not device.input.signed else 1
+    passes = device.reads_per_score
     events = {
         "attention.qk_mac": passes * sums.pairs * heads * head_dim,
         "attention.av_mac": sums.pairs * heads * head_dim,

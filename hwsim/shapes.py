@@ -81,11 +81,19 @@ class ModelShape:
 
 
 def rotary_share(config: Config) -> float:
-    """Return the share [1] of a head's dimensions that the rotary embedding turns."""
+    """Return the share [1] of a head's dimensions that the rotary embedding turns.
+
+    Raises:
+        InputError: If the configuration names something that is no share.
+    """
     parameters = config.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise InputError("rope_parameters is no object", where="config", received=type(parameters).__name__)
     share = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or config.get("rotary_pct")
-    default = 0.25 if config.get("model_type") == "gpt_neox" else 1.0
-    return float(share or default)
+    share = share or (0.25 if config.get("model_type") == "gpt_neox" else 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise InputError("partial_rotary_factor is no share", where="config", expected="0 to 1", received=share)
+    return float(share)
 
 
 def model_shape(config: Config, name: str | None = None) -> ModelShape:
@@ -99,8 +107,8 @@ def model_shape(config: Config, name: str | None = None) -> ModelShape:
         InputError: If the type is not known, or a size is missing or no positive whole number.
     """
     config = config.get("text_config") or config
-    family = config.get("model_type")
-    if family not in FAMILIES:
+    family = config.get("model_type") if isinstance(config, Mapping) else type(config).__name__
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             "unknown model_type", where=name or "config", expected=f"one of {', '.join(FAMILIES)}", received=family,
             remedy=nearest(str(family), FAMILIES),
@@ -165,18 +173,27 @@ def _llama(config: Config, name: str) -> ModelShape:
 def _windows(config: Config, name: str) -> list[int | None]:
     """Return the sliding window of each layer."""
     count, types, kind = _size(config, name, "num_hidden_layers"), config.get("layer_types"), config["model_type"]
-    window = config.get("sliding_window", 4096 if kind in ("mistral", "gemma2", "gemma3_text") else None)
+    default = 4096 if kind in ("mistral", "gemma2", "gemma3_text") else None
+    window = None
+    if config.get("sliding_window", default) is not None:
+        window = _size(config, name, "sliding_window", default=default)
     if types is None and kind in ("gemma2", "gemma3_text"):
-        every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
-        every = every or (2 if kind == "gemma2" else 6)
+        keys = ("sliding_window_pattern", "_sliding_window_pattern")
+        every = _size(config, name, *keys, default=2 if kind == "gemma2" else 6)
         types = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(count)]
     if types is None and kind in ("qwen2", "qwen3"):
         first = config.get("max_window_layers", count) if config.get("use_sliding_window") else count
+        if not isinstance(first, int):
+            raise InputError("max_window_layers is no number", where=name, expected="a layer", received=first)
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
     if types is None:
         return [window if kind in ("mistral", "phi3") else None] * count
-    if len(types) != count:
-        raise InputError("layer_types do not fit", where=name, expected=f"{count} types", received=len(types))
+    if not isinstance(types, list) or len(types) != count or not set(types) <= {"full_attention", "sliding_attention"}:
+        received = f"{len(types)}: {', '.join(sorted(map(str, set(types))))}" if isinstance(types, list) else types
+        raise InputError(
+            "layer_types do not fit", where=name, expected=f"{count} types, full_attention or sliding_attention",
+            received=received,
+        )  # fmt: skip
     return [window if kind == "sliding_attention" else None for kind in types]
 
 

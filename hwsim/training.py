@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from operator import attrgetter
 
-from device_models.costs import ACCELERATOR, HALF_PRECISION, VECTOR_OPS
+from device_models.costs import ACCELERATOR, HALF_PRECISION, VECTOR_OPS, logic_factor
 from device_models.machines import Network
 from device_models.schema import DeviceModel
-from hwsim.costing import EnergyTerm, in_sram
+from hwsim.costing import EnergyTerm
 from hwsim.events import EventCounts
 
 NETWORK = "network"
@@ -38,6 +38,7 @@ class TrainingEvents:
         operations: Element operations of the backward pass.
         saved_bits: Bits of activations written in the forward and read in the backward pass.
         weight_bits: Bits of frozen weights read.
+        frozen_weights: Ternary weights that gradients pass.
         optimiser_operations: Element operations of the optimiser.
         optimiser_bits: Bits of gradients, moments and weights moved.
     """
@@ -46,6 +47,7 @@ class TrainingEvents:
     operations: int
     saved_bits: int
     weight_bits: int
+    frozen_weights: int
     optimiser_operations: int
     optimiser_bits: int
 
@@ -74,16 +76,16 @@ def training_events(
     below it is trained; loss and sampling are left out.
     """
     events = forward.events
-    passes = 2 if device.activation.kind == "softmax" and not device.input.signed else 1
     linear = events["linear.cell_mac"] // device.linear.input_cycles
-    qk, av = events["attention.qk_mac"] // passes, events["attention.av_mac"]
+    qk, av = events["attention.qk_mac"] // device.reads_per_score, events["attention.av_mac"]
     vector = sum(operations * events[event] for event, operations in VECTOR_OPS.items())
     saved = EIGHT_BITS * events["linear.input_value"] + HALF_PRECISION * events["attention.scaler_value"]
     return TrainingEvents(
         macs=linear + 3 * qk + 2 * av + 2 * events["digital.adapter_mac"] + events["digital.mac"],
-        operations=2 * vector + 2 * events["attention.phi_conversion"],
+        operations=2 * vector + 2 * (events["attention.phi_conversion"] // device.reads_per_score),
         saved_bits=2 * saved,
         weight_bits=steps * (TERNARY_BITS * frozen_weights + sum(forward.weight_bits.values())),
+        frozen_weights=frozen_weights,
         optimiser_operations=ADAM_OPERATIONS * steps * trained_parameters,
         optimiser_bits=ADAM_BITS * steps * trained_parameters,
     )
@@ -95,20 +97,26 @@ def training_terms(events: TrainingEvents, forward: EventCounts, device: DeviceM
     Activations and optimiser state move to and from DRAM; weights come from the memory that keeps them.
     """
     backward, saved, optimiser, weights = BACKWARD_PARTS
-    system, dram = "digital.system_multiplier", "digital.dram_bit"
-    memory = "digital.sram_bit" if in_sram(forward, device) else dram
-    work: list[tuple[str, int, tuple[str, ...]]] = [
-        (backward, events.macs, ("digital.mac", system)),
-        (backward, events.operations, ("digital.vector_op", system)),
+    system, dram, logic = "digital.system_multiplier", "digital.dram_bit", logic_factor(device)
+    on_chip = _fits(events, forward, device)
+    work: list[tuple[str, float, tuple[str, ...]]] = [
+        (backward, logic * events.macs, ("digital.mac", system)),
+        (backward, logic * events.operations, ("digital.vector_op", system)),
         (saved, events.saved_bits, (dram,)),
-        (optimiser, events.optimiser_operations, ("digital.vector_op", system)),
+        (optimiser, logic * events.optimiser_operations, ("digital.vector_op", system)),
         (optimiser, events.optimiser_bits, (dram,)),
-        (weights, events.weight_bits, (memory,)),
+        (weights, (logic if on_chip else 1.0) * events.weight_bits, ("digital.sram_bit" if on_chip else dram,)),
     ]
     return [
         EnergyTerm(part, ACCELERATOR, number * math.prod(attrgetter(key)(device) for key in keys), keys)
         for part, number, keys in work
     ]
+
+
+def _fits(events: TrainingEvents, forward: EventCounts, device: DeviceModel) -> bool:
+    """Say whether the memory on the chip holds the digital weights and the ternary ones that gradients pass."""
+    kept = sum(forward.weight_bits.values()) + TERNARY_BITS * events.frozen_weights
+    return kept <= 8 * device.digital.sram_bytes
 
 
 def network_terms(network: Network, *, uplink_bytes: int, downlink_bytes: int) -> list[EnergyTerm]:
@@ -125,5 +133,5 @@ def training_time(events: TrainingEvents, forward: EventCounts, device: DeviceMo
     arithmetic = events.macs / digital.mac_rate
     arithmetic += (events.operations + events.optimiser_operations) / digital.vector_rate
     moved = events.saved_bits + events.optimiser_bits
-    moved += 0 if in_sram(forward, device) else events.weight_bits
+    moved += 0 if _fits(events, forward, device) else events.weight_bits
     return max(arithmetic, moved / digital.dram_rate)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from device_models.area import AREA_KEYS
 from device_models.costs import ACCELERATOR, ARRAYS, PARTS, Activity, PriceRange, price_range
+from device_models.errors import InputError
 from device_models.machines import Network
 from device_models.quantities import parse_quantity
 from device_models.schema import DeviceModel
@@ -107,7 +108,7 @@ def network_ranges(network: Network) -> dict[str, PriceRange]:
     for name in ("uplink_bit", "downlink_bit"):
         nominal, source = getattr(network, name), (network.provenance or {}).get(f"network.{name}")
         ends = [parse_quantity(text, "J") for text in source.range] if source and source.range else [nominal, nominal]
-        found[f"network.{name}"] = PriceRange(ends[0], nominal, ends[1])
+        found[f"network.{name}"] = PriceRange(min(ends[0], nominal), nominal, max(ends[1], nominal))
     return found
 
 
@@ -181,17 +182,22 @@ def _draw(found: PriceRange, samples: int, seed: int, key: str) -> NDArray[np.fl
     return np.exp(rng.triangular(math.log(low), math.log(nominal), math.log(high), samples))
 
 
-TIME_KEYS = ("linear.mvm_time", "cost.time_refresh", "digital.mac_rate", "digital.vector_rate", "digital.dram_rate")
+TIME_KEYS = ("linear.cycle_time", "cost.time_refresh", "digital.mac_rate", "digital.vector_rate", "digital.dram_rate")
 """Numbers of the timeline whose files give a range; a rate at its high end makes the time short."""
 
 
 def latency_range(counts: EventCounts, device: DeviceModel) -> PriceRange:
-    """Return the latency [s] of the counted tokens with every time at its short end, nominal, and at its long end."""
-    ends = [
-        price(counts, _with(device, {key: _end(device, key, slow) for key in TIME_KEYS})).latency_s
-        for slow in (False, True)
-    ]
-    return PriceRange(ends[0], price(counts, device).latency_s, ends[1])
+    """Return the latency [s] of the counted tokens with every time at its short end, nominal, and at its long end.
+
+    Where a long refresh would leave no time to compute, the refresh stays nominal at the long end.
+    """
+    fast, slow = ({key: _end(device, key, late) for key in TIME_KEYS} for late in (False, True))
+    try:
+        high = price(counts, _with(device, slow)).latency_s
+    except InputError:
+        del slow["cost.time_refresh"]
+        high = price(counts, _with(device, slow)).latency_s
+    return PriceRange(price(counts, _with(device, fast)).latency_s, price(counts, device).latency_s, high)
 
 
 def area_range(counts: EventCounts, device: DeviceModel) -> PriceRange:

@@ -142,6 +142,8 @@ def limits(result: Mapping[str, Any]) -> list[str]:
         f"One run with one seed{'' if seed is None else f' ({seed})'}: the spread between seeds is not known from it."
     )
     lines += [f"Configured, but without effect in this run: {text}." for text in result.get("warnings") or []]
+    notes = value_at(result, "final", "energy", "price_notes") or []
+    lines += [f"{note[0].upper()}{note[1:]}." for note in notes]
     truncated = result["data"].get("truncated_prompts")
     if truncated:
         lines.append(f"{plural(truncated, 'prompt')} did not fit the model's window and lost part of the text.")

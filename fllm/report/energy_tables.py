@@ -96,10 +96,20 @@ def baselines_table(result: Mapping[str, Any]) -> Table | None:
             for index, row in enumerate(rows, 1)
             if row["scope"] == scope
         ]
-        groups.append(Group(members, (f"Scope: {scope}", "", "", "", "", "", "")))
+        groups.append(Group(members, (f"Scope: {scope}", "", "", "", "", "", _leakage(rows, scope))))
     columns = ("Same token on", "Energy there", "Energy here", "There / here", "Kind", "Sources", "Caveat")
     return Table("Energy of one token, in the same scope there and here", columns, groups, frozenset({1, 2, 3}),
                  frozenset({6}))  # fmt: skip
+
+
+def _leakage(rows: list[Mapping[str, Any]], scope: str) -> str:
+    """Say what leaks beside a scope, which its ratios leave out on both sides."""
+    own = next(row for row in rows if row["scope"] == scope)
+    leaks = own.get("device_leakage_per_token_j")
+    if not leaks:
+        return ""
+    whole = engineering(own["device_energy_per_token_j"] + leaks, "J")
+    return f"here with what leaks in a token period: {whole}; no ratio below contains it, on either side"
 
 
 def area_table(result: Mapping[str, Any]) -> Table | None:
@@ -111,6 +121,7 @@ def area_table(result: Mapping[str, Any]) -> Table | None:
     rows: list[Row] = [
         (part, square_mm(area["parts"][part]), (technology.get(part) or NOTHING).removeprefix("technology: "))
         for part in sorted(area["parts"])
+        if area["parts"][part]
     ]
     total = area.get("total") or {"nominal": sum(area["parts"].values())}
     low, high = total.get("low", total["nominal"]), total.get("high", total["nominal"])

@@ -61,3 +61,12 @@ def test_every_area_that_is_taken_names_its_technology(part: str) -> None:
         device = load_device(name)
         if part_areas(device, 1, 1)[part] > 0:
             assert "technology:" in (device.provenance[AREA_KEYS[part]].note or ""), name
+
+
+def test_converters_of_attention_take_area_where_they_are_modelled() -> None:
+    """64 outputs of a sub-tile, and 64 scores where they are digitised; the published counter is part of the rest."""
+    assert part_areas(load_device("gaincell_28nm"), 16, 0)["attention converters"] == 0.0
+    outputs = load_device("gaincell_28nm", {"cost.av_adc": "sar"})
+    assert part_areas(outputs, 16, 0)["attention converters"] == exactly(16 * 64 * sar_area(5))
+    both = load_device("gaincell_28nm", {"cost.av_adc": "sar", "readout_qk.bits": 6, "adc.correction": 2.0})
+    assert part_areas(both, 16, 0)["attention converters"] == exactly(2 * 16 * 64 * (sar_area(5) + sar_area(6)))

@@ -228,3 +228,10 @@ def test_import_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("ends", [["1 V", "9 V"], ["9 ms", "1 ms"], ["1 ms", "1 ms"]], ids=str)
+def test_wrong_range_of_a_number(ends: list[str], tree: dict[str, Any], write: Callable[..., Path]) -> None:
+    tree["retention"]["tau"]["range"] = ends
+    with pytest.raises(InputError, match=r"retention\.tau\.range: wrong range; expected \[lowest, highest\] in s"):
+        load_device(write(tree))

@@ -135,3 +135,13 @@ def test_file_that_is_no_network(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match="not a network file"):
         load_network(path)
+
+
+@pytest.mark.parametrize("ends", [["1 s", "20 s"], ["4 nJ", "1 nJ"], ["2 nJ", "2 nJ"]], ids=str)
+def test_wrong_range_of_a_network(ends: list[str], tmp_path: Path) -> None:
+    tree = copy.deepcopy(read_yaml(preset_folder() / "networks" / "lan.yaml"))
+    tree["network"]["uplink_bit"]["range"] = ends
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=r"uplink_bit\.range: wrong range; expected \[lowest, highest\] in J"):
+        load_network(path)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from device_models import InputError, load_device
-from device_models.timeline import attention_timeline, readout_time, refresh_share, with_refresh
+from device_models.timeline import attention_timeline, linear_time, readout_time, refresh_share, with_refresh
 from tests import tolerances
 
 NAME = "gaincell_28nm"
@@ -124,3 +124,34 @@ def test_refresh_that_leaves_no_time_is_refused(interval: str) -> None:
     device = load_device(NAME, {"refresh.kind": "periodic", "refresh.interval": interval})
     with pytest.raises(InputError, match=r"above the 1.28e-06 s that refreshing 64 slots takes"):
         with_refresh(device, 1e-6)
+
+
+# ---- what resolution and linear arrays take
+
+
+@pytest.mark.parametrize(("bits", "nanoseconds"), [(5, 15), (6, 31), (8, 127)])
+def test_counter_counts_as_far_as_its_bits(bits: int, nanoseconds: float) -> None:
+    """15 counts in 15 ns at 5 bits with the sign; the next query waits for a readout that takes longer."""
+    device = load_device("gaincell_28nm", {"readout.bits": bits})
+    counted = readout_time(device, "counter", bits, 64)
+    assert counted == pytest.approx(nanoseconds * 1e-9, rel=tolerances.SUM, abs=0.0)
+    interval = attention_timeline(device).interval_s
+    assert interval == pytest.approx(max(35e-9, counted), rel=tolerances.SUM, abs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nanoseconds"),
+    [
+        ({}, 8 * 6 * (0.00653 * 256 + 0.64) + 10),
+        ({"linear.cycle_time": "20 ns"}, 8 * 20 + 6 * (0.00653 * 256 + 0.64)),
+        ({"linear.input_cycles": 1}, 6 * (0.00653 * 256 + 0.64) + 10),
+        ({"linear.adc": "survey"}, 8 * 10 + 10),
+        ({"linear.adc": "fixed", "linear.adc_conversion": "1 pJ"}, 8 * 10),
+    ],
+    ids=str,
+)
+def test_linear_product_takes_the_slower_of_settling_and_converting(
+    overrides: dict[str, object], nanoseconds: float
+) -> None:
+    found = linear_time(load_device("gaincell_28nm", overrides))
+    assert found == pytest.approx(nanoseconds * 1e-9, rel=tolerances.SUM, abs=0.0)

@@ -142,16 +142,41 @@ def test_set_window_period_and_activity_reach_the_price(priced: Callable) -> Non
     double = spent("--set", "cost.write_conversion='5.16 pJ'")
     assert double["writes"] == pytest.approx(2 * before["writes"], rel=1e-9)
     assert spent("--window", "64")["attention arrays"] < before["attention arrays"]
-    assert spent("--token-period", "1 s")["leakage of arrays"] > 100 * before["leakage of arrays"]
+    assert spent("--token-period", "1 s")["leakage of attention arrays"] > 100 * before["leakage of attention arrays"]
     assert spent("--activity", "0.5", "0.5")["attention arrays"] < before["attention arrays"]
     assert "adapter" not in before
     assert spent("--adapter-rank", "4")["adapter"] > 0
 
 
-def test_a_device_that_cannot_keep_up_is_named(cost: Callable) -> None:
+def test_a_device_that_cannot_keep_up_is_named_and_takes_its_own_time(cost: Callable, priced: Callable) -> None:
     code, text, _ = cost("--token-period", "1 ns")
     assert code == 0
     assert "gaincell_28nm cannot keep up" in text
+    slow, own = priced("--token-period", "1 ns"), priced()
+    assert slow["too_slow"] and not own["too_slow"]
+    assert slow["decode"] == own["decode"]
+
+
+def test_json_holds_prices_numbers_and_sources(priced: Callable) -> None:
+    found = priced()
+    spent = sum(row["energy_per_token_j"] for row in found["decode"]["prices"])
+    assert spent == pytest.approx(found["decode"]["energy_per_token_j"]["nominal"], rel=1e-9, abs=0.0)
+    used = {source for row in found["decode"]["prices"] for source in row["source"].split(", ")}
+    used |= {row["source"] for row in found["device_values"]}
+    used |= {key for row in found["decode"]["baselines"] for key in row["citations"] if "kT" not in key}
+    assert used <= set(found["sources"])
+
+
+def test_leakage_stands_beside_each_scope(priced: Callable) -> None:
+    found = priced()["decode"]
+    rows = {row["scope"]: row["device_leakage_per_token_j"] for row in found["baselines"]}
+    for scope, part in (("attention", "leakage of attention arrays"), ("linear layers", "leakage of linear arrays")):
+        assert rows[scope] == pytest.approx(found["parts_j"][part]["nominal"], rel=1e-9, abs=0.0)
+    assert rows["whole forward pass"] == 0.0
+
+
+def test_resolution_that_prices_do_not_follow_is_said(cost: Callable) -> None:
+    assert "prices belong to input.levels 16" in cost("--set", "input.levels=64")[1]
 
 
 def test_refresh_that_dominates_is_said(cost: Callable) -> None:

@@ -9,12 +9,13 @@ import torch
 
 from device_models import DeviceModel, load_device
 from device_models.costs import Activity, event_costs
-from hwsim import EventCounts, GainCellAttention, price
+from hwsim import EventCounts, GainCellAttention, gain_cell_layers, price
 from hwsim.activity import _drawn, measure_activity, relative_activity
 from hwsim.functional.layout import slot_layout
 from hwsim.functional.reads import Place
 from hwsim.functional.tables import AttentionTables
 from tests import tolerances
+from tests.hwsim.counted import whole
 from tests.hwsim.models import PERIOD, emulated_model, full_device, plain_model, small_device, token_ids
 
 DEVICE = load_device("gaincell_28nm")
@@ -131,3 +132,24 @@ def test_refuses(emulated: bool, shapes: list[tuple[int, ...]], said: str) -> No
     model = emulated_model("llama") if emulated else plain_model("llama")
     with pytest.raises(ValueError, match=said):
         measure_activity(model, [torch.ones(shape, dtype=torch.long) for shape in shapes])
+
+
+def test_signs_that_are_read_apart_share_the_cells_that_are_counted() -> None:
+    """Two reads are counted for each score, so the charge of both is that of two cells."""
+    device = small_device(**{"activation.kind": "softmax", "readout_qk.bits": 8})
+    model, ids = emulated_model("llama", device), token_ids(1, 9)
+    sums = torch.zeros(3, dtype=torch.float64)
+
+    def add(layer: GainCellAttention, given: tuple[Any, ...]) -> None:
+        sums.add_(_drawn(layer, layer.query(given[0]), layer.key(given[1]), layer.value(given[2]), *given[3:]))
+
+    hooks = [layer.register_forward_pre_hook(add) for layer in gain_cell_layers(model)]
+    counts = whole(model, ids)
+    for hook in hooks:
+        hook.remove()
+    qk, _, cells = sums.tolist()
+    assert counts["attention.qk_mac"] == 2 * cells == 2 * counts["attention.av_mac"]
+    drawn_j = device.wire.supply * device.cost.time_qk * qk
+    priced_j = counts["attention.qk_mac"] * device.cost.qk_activity_share * device.cost.qk_mac
+    found = measure_activity(model, [ids])
+    assert found.qk * priced_j == pytest.approx(drawn_j, rel=1e-9, abs=0.0)

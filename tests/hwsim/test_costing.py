@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from device_models import DeviceModel, load_device, preset_names
-from device_models.costs import PARTS, event_costs
+from device_models.costs import PARTS, event_costs, price_notes
 from hwsim import EventCounts, price
 from hwsim.events import EVENTS
 from tests import tolerances
@@ -82,7 +82,8 @@ def test_busy_arrays_do_not_leak_beside_the_price_of_their_work(llama: Any) -> N
     device = small_device()
     cost = price(whole(llama, token_ids(1, TOKENS)), device, token_period_s=1e-12)
     linear = MATRICES * LAYERS * 256**2 * TOKENS * 1e-12 * device.linear.leakage
-    assert cost.energy_j["leakage of arrays"] == pytest.approx(linear, rel=tolerances.SUM, abs=0.0)
+    assert cost.energy_j["leakage of linear arrays"] == pytest.approx(linear, rel=tolerances.SUM, abs=0.0)
+    assert cost.energy_j["leakage of attention arrays"] == 0.0
 
 
 def test_system_multiplier_acts_on_the_linear_arrays_alone(llama: Any) -> None:
@@ -122,20 +123,20 @@ def test_no_tokens_no_rate() -> None:
 
 
 def test_tokens_of_a_known_text_follow_at_the_pace_of_the_busiest_resource() -> None:
-    """Two queries share an array of 35 ns; an array of a linear layer takes 80 ns; all layers share the accelerator."""
+    """Two queries share an array of 35 ns; a linear layer takes longer; all layers share the accelerator."""
     device, counts = small_device(), EventCounts(tokens=10)
     for layer in (0, 1):
         counts.record(layer, {"attention.layer_pass": 10, "attention.shared_array_pass": 10})
     assert price(counts, device).interval_s == pytest.approx(2 * 35e-9, rel=tolerances.SUM, abs=0.0)
     counts.record(1, {"linear.layer_pass": 40})
-    assert price(counts, device).interval_s == pytest.approx(80e-9, rel=tolerances.SUM, abs=0.0)
-    counts.record(None, {"digital.residual_value": 64_000})
+    linear = 8 * 6 * (0.00653 * 256 + 0.64) * 1e-9 + 10e-9  # eight conversions of 6 bits, one settling before them
+    assert price(counts, device).interval_s == pytest.approx(linear, rel=tolerances.SUM, abs=0.0)
+    counts.record(None, {"digital.residual_value": 128_000})
     cost = price(counts, device)
-    assert cost.interval_s == pytest.approx(
-        100e-9, rel=tolerances.SUM, abs=0.0
-    )  # 64000 of 64e9 a second, by ten tokens
+    shared = 200e-9  # 128000 of 64e9 a second, by ten tokens
+    assert cost.interval_s == pytest.approx(shared, rel=tolerances.SUM, abs=0.0)
     one = cost.latency_s / 10
-    assert cost.prefill_latency_s == pytest.approx(one + 9 * 100e-9, rel=tolerances.SUM, abs=0.0)
+    assert cost.prefill_latency_s == pytest.approx(one + 9 * shared, rel=tolerances.SUM, abs=0.0)
     assert price(EventCounts.of({"linear.layer_pass": 1}), device).interval_s == 0.0
 
 
@@ -153,3 +154,26 @@ def test_weights_take_as_long_as_the_slower_of_their_way_and_their_product() -> 
     assert outside.energy_j["weight memory"] == pytest.approx(1e9 * 4e-12, rel=tolerances.SUM, abs=0.0)
     fast = small_device(**{"digital.dram_rate": "1e15 1/s"})
     assert price(counts, fast).latency_s == pytest.approx(1e9 / (16 * 256e9), rel=tolerances.SUM, abs=0.0)
+
+
+def test_refresh_holds_up_its_arrays_alone(llama: Any) -> None:
+    """Refreshing takes 8 slots x 20 ns of every 320 ns: attention takes twice as long, all else as before."""
+    quiet = small_device()
+    busy = small_device(**{"refresh.kind": "periodic", "refresh.interval": "320 ns"})
+    counts = whole(llama, token_ids(1, TOKENS))
+    prices = event_costs(quiet)
+    names = ("attention.layer_pass", "attention.tile_add", "attention.shared_array_pass")
+    attention = sum(counts[event] * prices[event].time_s for event in names)
+    before, after = price(counts, quiet), price(counts, busy)
+    assert after.latency_s - before.latency_s == pytest.approx(attention, rel=1e-9, abs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [({"readout.bits": 8}, "readout.bits 5"), ({"storage.levels": 64}, "storage.levels 8"),
+     ({"input.levels": None}, "to continuous"), ({"linear.columns": 512}, "linear.columns 256")],
+)  # fmt: skip
+def test_prices_that_do_not_follow_a_resolution_are_said(overrides: dict[str, object], said: str) -> None:
+    assert price_notes(load_device("gaincell_28nm")) == price_notes(load_device("sram_dcim_28nm")) == []
+    (note,) = price_notes(load_device("gaincell_28nm", overrides))
+    assert said in note

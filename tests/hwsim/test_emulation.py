@@ -167,7 +167,8 @@ def test_auto_period_is_the_latency_of_one_token_with_a_full_window() -> None:
     model = emulated_model("llama", token_period="auto")
     device, config = small_device(), model.config
     attention = 5e-9 + 15e-9 + 15e-9 + 15e-9 + 1e-9 * (2 - 1) + (4 // 2 - 1) * 35e-9  # two sub-tiles, two queries share
-    linears = 4 * 80e-9  # q k v together, o, gate and up together, down
+    product = 8 * 6 * (0.00653 * 256 + 0.64) * 1e-9 + 10e-9  # eight conversions of 6 bits, one settling before them
+    linears = 4 * product  # q k v together, o, gate and up together, down
     head = config.hidden_size * (config.vocab_size + 1) / 256e9  # and a row of the embedding
     hidden, inner, stored = 32, 48, 2 * 8
     layer = 2 * (2 * hidden + 2 * stored) + 3 * (hidden + stored)  # scalers a x + b, rotary x cos + y sin

@@ -79,9 +79,15 @@ def test_h100_of_a_layer_of_twelve_heads() -> None:
 
 
 def test_h100_reads_all_weights_for_a_whole_pass() -> None:
-    whole, attention = row(LAYER, "H100", WHOLE), row(LAYER, "H100, fp16")
+    whole, attention = row(LAYER, "H100, fp16, bandwidth", WHOLE), row(LAYER, "H100, fp16")
     weights = 16 * (12 * 768**2 + 768 * 10)
     assert whole.energy_j - attention.energy_j == pytest.approx(weights * 700 / 26.8e12, rel=1e-9, abs=0.0)
+
+
+def test_h100_with_a_large_batch_pays_its_arithmetic() -> None:
+    """0.71 pJ for an operation, two for a multiply-accumulate."""
+    macs = 2 * 12 * 1024 * 64 + 12 * 768**2 + 768 * 10
+    assert row(LAYER, "compute-bound", WHOLE).energy_j == pytest.approx(2 * macs * 700 / 989e12, rel=1e-9, abs=0.0)
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("RTX 4090", 97_000), ("Jetson Nano", 44_000), ("H100, as", 70_000)])
@@ -116,7 +122,7 @@ def test_every_row_says_what_it_is() -> None:
         assert b.kind in ("measured", "simulated", "derived", "assumed"), b.name
         assert all(s in known or s in preset_names() or "kT" in s for s in b.sources), b.name
     names = [(b.name, b.scope) for b in baselines(last_token(GROUPED), DEVICE)]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 15
 
 
 def test_energy_is_linear_in_the_work() -> None:

@@ -119,7 +119,22 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (SMALL | {"model_type": "llama", "vocab_size": "50"}, "vocab_size is missing.*received '50'"),
     (SMALL | {"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers is missing.*received 0"),
     (SMALL | {"model_type": "llama", "num_attention_heads": True}, "num_attention_heads.*received True"),
-    (SMALL | {"model_type": "qwen3", "layer_types": ["full_attention"]}, "expected 4 types.*received 1"),
+    (
+        SMALL | {"model_type": "qwen3", "layer_types": ["full_attention"]},
+        "expected 4 types.*received '1: full_attention'",
+    ),
+    (SMALL | {"model_type": "llama", "layer_types": 5}, "layer_types do not fit.*received 5"),
+    (
+        SMALL | {"model_type": "llama", "layer_types": ["linear_attention"] * 4},
+        "layer_types do not fit.*linear_attention",
+    ),
+    (SMALL | {"model_type": "mistral", "sliding_window": "a"}, "sliding_window is missing or no size.*received 'a'"),
+    (SMALL | {"model_type": "mistral", "sliding_window": -5}, "sliding_window is missing or no size.*received -5"),
+    (SMALL | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "z"}, "max_window_layers is no"),
+    (SMALL | {"model_type": "gemma3_text", "sliding_window_pattern": "x"}, "sliding_window_pattern is missing"),
+    (SMALL | {"model_type": "llama", "num_hidden_layers": 10**9}, "from 1 to 10000; received 1000000000"),
+    ({"model_type": ["llama"]}, "unknown model_type"),
+    ({"text_config": 5}, "unknown model_type"),
     (GPT2 | {"n_head": 7}, "expected a divisor of 768.*received 7"),
     (SMALL | {"model_type": "llama", "hidden_size": 61}, "expected a divisor of 61.*received 8"),
     (SMALL | {"model_type": "llama", "num_key_value_heads": 3}, "heads cannot share.*received 3"),
@@ -133,6 +148,14 @@ def test_wrong_configuration_is_one_line(config: dict[str, Any], said: str) -> N
     with pytest.raises(InputError, match=said) as caught:
         model_shape(config, "here")
     assert str(caught.value).startswith("here: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rope_parameters": [1]}, {"partial_rotary_factor": "x"}, {"rotary_pct": 5}], ids=str
+)
+def test_wrong_share_of_the_rotary_embedding(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"no object|no share"):
+        model_shape(SMALL | {"model_type": "llama"} | wrong)
 
 
 def test_unknown_type_lists_the_known_ones() -> None:

@@ -10,6 +10,7 @@ import pytest
 from device_models import load_device
 from device_models.costs import ACCELERATOR
 from device_models.machines import load_network
+from device_models.scaling import energy_factor
 from hwsim import EventCounts
 from hwsim.analytic import analytic_events
 from hwsim.training import (
@@ -65,6 +66,7 @@ def by_hand(steps: int = 5) -> TrainingEvents:
         operations=2 * vector + 2 * pairs,
         saved_bits=2 * each * (8 * inputs + 16 * 2 * (HEADS + STORED) * DIM),
         weight_bits=steps * (2 * FROZEN + digital),
+        frozen_weights=FROZEN,
         optimiser_operations=14 * steps * TRAINED,
         optimiser_bits=224 * steps * TRAINED,
     )
@@ -87,13 +89,14 @@ def test_no_steps_no_optimiser() -> None:
 def test_no_forward_pass_no_backward_pass() -> None:
     found = training_events(EventCounts(), DEVICE, steps=2, trained_parameters=7, frozen_weights=5)
     assert asdict(found) == {
-        "macs": 0, "operations": 0, "saved_bits": 0, "weight_bits": 20, "optimiser_operations": 196,
-        "optimiser_bits": 3136,
+        "macs": 0, "operations": 0, "saved_bits": 0, "weight_bits": 20, "frozen_weights": 5,
+        "optimiser_operations": 196, "optimiser_bits": 3136,
     }  # fmt: skip
 
 
 def test_linear_in_counts_and_steps() -> None:
     once, twice = asdict(of(forward())), asdict(of(forward(batch=2 * BATCH), steps=10))
+    assert once.pop("frozen_weights") == twice.pop("frozen_weights") == FROZEN
     assert twice == {name: 2 * number for name, number in once.items()}
 
 
@@ -102,6 +105,7 @@ def test_reading_signs_apart_does_not_train_twice() -> None:
     softmax = {"activation.kind": "softmax", "readout_qk.bits": 6, "window.tokens": 12, "tile.slots": 8}
     device = load_device("gaincell_28nm", softmax)
     assert of(forward(device), device).macs == by_hand().macs
+    assert of(forward(device), device).operations == by_hand().operations
 
 
 # ---- prices
@@ -125,6 +129,24 @@ def test_weights_that_do_not_fit_come_from_dram() -> None:
     (weights,) = [t for t in training_terms(by_hand(), forward(), small) if t.part == "weights of the backward pass"]
     assert weights.factors == ("digital.dram_bit",)
     assert weights.energy_j == about(by_hand().weight_bits * 4e-12)
+
+
+def test_ternary_weights_have_to_fit_as_well() -> None:
+    """The digital weights alone would fit."""
+    digital = sum(forward().weight_bits.values()) // 8
+    for spare, source in ((FROZEN // 4, "digital.sram_bit"), (FROZEN // 4 - 1, "digital.dram_bit")):
+        device = load_device("gaincell_28nm", {"digital.sram_bytes": digital + spare})
+        found = training_terms(by_hand(), forward(), device)
+        assert [t.factors for t in found if t.part == "weights of the backward pass"] == [(source,)]
+
+
+def test_another_node_scales_logic_and_memory_on_the_chip_alone() -> None:
+    device = load_device("gaincell_28nm", {"digital.node": "7 nm", "digital.supply": "0.7 V"})
+    before, after = (training_terms(by_hand(), forward(), d) for d in (DEVICE, device))
+    factor = energy_factor(28e-9, 0.9, 7e-9, 0.7)
+    for old, new in zip(before, after, strict=True):
+        scale = 1.0 if old.factors == ("digital.dram_bit",) else factor
+        assert new.energy_j == about(scale * old.energy_j)
 
 
 def test_time_is_the_slower_of_arithmetic_and_memory() -> None:

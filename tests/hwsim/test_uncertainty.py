@@ -208,3 +208,17 @@ def test_network_terms_have_their_ranges() -> None:
     assert ranges["network.uplink_bit"].low < network.uplink_bit < ranges["network.uplink_bit"].high
     assert total.low < nominal < total.high
     assert network_ranges(replace(network, provenance=None))["network.uplink_bit"].high == network.uplink_bit
+
+
+def test_refresh_that_only_its_slow_end_forbids_still_has_a_range() -> None:
+    """Refreshing takes 1.28 us of 2 us, 3.2 us at the slow end of its range."""
+    device = load_device(NAME, {"refresh.kind": "periodic", "refresh.interval": "2 us"})
+    counts = analytic_events(MODEL, device, tokens=4, token_period_s=1e-6)
+    found = latency_range(counts, device)
+    assert found.low < found.nominal == price(counts, device).latency_s < found.high
+
+
+def test_range_of_a_network_that_misses_the_number_is_widened_to_it() -> None:
+    network = replace(load_network("lan"), uplink_bit=1.0)
+    found = network_ranges(network)["network.uplink_bit"]
+    assert found.low < found.nominal == found.high == 1.0
