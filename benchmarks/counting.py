@@ -1,6 +1,7 @@
 """What counting costs: a training step of the shipped model with and without it, in one process, in turns.
 
-Run: ``python benchmarks/counting.py``. Prints medians of processor time and their ratio.
+Run: ``python benchmarks/counting.py``. Prints the quartiles of the ratio of processor time, counted steps over the
+plain steps before and after them, and as a measure of noise those of plain steps over plain steps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fllm.model.adapters import attach_adapter
 from fllm.model.base import load_model
 from hwsim import count_events, noise_key
 
-ROUNDS, STEPS = 12, 10
+ROUNDS, STEPS = 40, 4
 
 
 def main() -> None:
@@ -26,24 +27,28 @@ def main() -> None:
     model = attach_adapter(loaded.model, LoraSettings(), base_name="base", seed=0).train()
     ids = torch.randint(5, 500, (8, 75), generator=torch.Generator().manual_seed(0))
 
-    def step() -> float:
+    def steps() -> float:
         start = time.process_time()
-        with noise_key(3):
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        model.zero_grad()
+        for _ in range(STEPS):
+            with noise_key(3):
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            model.zero_grad()
         return time.process_time() - start
 
-    for _ in range(STEPS):
-        step()
-    plain: list[float] = []
-    counted: list[float] = []
+    steps()
+    ratios: list[float] = []
+    noise: list[float] = []
     for _ in range(ROUNDS):
-        plain += [step() for _ in range(STEPS)]
+        before = steps()
         with count_events():
-            counted += [step() for _ in range(STEPS)]
-    before, after = statistics.median(plain), statistics.median(counted)
-    print(f"step without counting  {before * 1e3:8.2f} ms\nstep with counting     {after * 1e3:8.2f} ms")
-    print(f"ratio                  {after / before:8.4f}")
+            steps()  # the first pass of a block finds out what there is to count
+            counted = steps()
+        after = steps()
+        ratios.append(2 * counted / (before + after))
+        noise.append(after / before)
+    print(f"{STEPS} steps take {before:.3f} s")
+    print("counted / plain:", *(f"{value:.4f}" for value in statistics.quantiles(ratios, n=4)))
+    print("plain / plain:  ", *(f"{value:.4f}" for value in statistics.quantiles(noise, n=4)))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ recomputation under activation checkpointing is not counted again. Counts are wh
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ class _Collector:
         last_input: What the latest ternary layer took: layers fed by the same tensor run at the same time.
         looked_up: Bits of a row of each embedding table asked since the last pass.
         rows: What :meth:`values` found for each shape of the pass.
+        each: Events of one row of each module: what a module does for a token does not change within a block.
         geometry: Counts of the layout that the layers of a pass share.
         watched: Modules whose parts have hooks by now.
         hooks: Of them, removed at the end of the block.
@@ -55,6 +58,7 @@ class _Collector:
     last_input: weakref.ref[Tensor] | None = None
     looked_up: dict[int, int] = field(default_factory=dict)
     rows: dict[torch.Size, int] = field(default_factory=dict)
+    each: dict[Hashable, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     geometry: tuple[weakref.ref[SlotLayout], int, _Geometry] | None = None
     watched: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     hooks: list[RemovableHandle] = field(default_factory=list)
@@ -78,9 +82,15 @@ class _Collector:
                 return self.tokens
         return math.prod(leading)
 
-    def record(self, events: dict[str, int]) -> None:
-        """Add events of the layer that runs now."""
-        self.counts.record(self.layer, events)
+    def record(self, key: Hashable, rows: int, each: Callable[[], dict[str, int]]) -> None:
+        """Add events of the layer that runs now: so many times those of one row, which are made once for each key."""
+        found = self.each.get(key)
+        if found is None:
+            found = self.each[key] = tuple((event, number) for event, number in each().items() if number)
+        if rows:
+            counter = self.counts.by_layer.setdefault(self.layer, Counter())
+            for event, number in found:
+                counter[event] += rows * number
 
 
 _ACTIVE: ContextVar[_Collector | None] = ContextVar("hwsim_event_counts", default=None)
@@ -213,27 +223,27 @@ def record_linear(layer: BitLinear, x: Tensor) -> None:
     collector = _collector()
     if collector is None or layer.array is None:
         return
-    tokens = collector.values(x.shape)
-    array, inputs, outputs = layer.array, layer.in_features, layer.out_features
-    cycles, row_tiles, column_tiles = (
-        tokens * array.input_cycles,
-        -(-inputs // array.rows),
-        -(-outputs // array.columns),
-    )
     previous = collector.last_input() if collector.last_input is not None else None
-    collector.record(
-        {
-            "linear.cell_mac": cycles * inputs * outputs,
-            "linear.adc_conversion": cycles * outputs * row_tiles,
-            "linear.shift_add": cycles * outputs * row_tiles,
-            "linear.row_drive": cycles * inputs * column_tiles,
-            "linear.layer_pass": 0 if previous is x else tokens,
-            "linear.input_value": 0 if previous is x else tokens * inputs,
-            "linear.output_value": tokens * outputs,
-        }
-    )
-    collector.counts.arrays[id(layer)] = row_tiles * column_tiles
+    first = previous is not x
+    collector.record((id(layer), first), collector.values(x.shape), lambda: _products(collector, layer, first))
     collector.last_input = weakref.ref(x)
+
+
+def _products(collector: _Collector, layer: BitLinear, first: bool) -> dict[str, int]:
+    """Return the events of one token in a ternary layer, and note the arrays that it takes."""
+    array, inputs, outputs = layer.array, layer.in_features, layer.out_features
+    assert array is not None
+    row_tiles, column_tiles = -(-inputs // array.rows), -(-outputs // array.columns)
+    collector.counts.arrays[id(layer)] = row_tiles * column_tiles
+    return {
+        "linear.cell_mac": array.input_cycles * inputs * outputs,
+        "linear.adc_conversion": array.input_cycles * outputs * row_tiles,
+        "linear.shift_add": array.input_cycles * outputs * row_tiles,
+        "linear.row_drive": array.input_cycles * inputs * column_tiles,
+        "linear.layer_pass": int(first),
+        "linear.input_value": first * inputs,
+        "linear.output_value": outputs,
+    }
 
 
 # ---- modules beside the arrays, met by hooks
@@ -309,7 +319,11 @@ def _leave_layer(collector: _Collector, _: Any, output: Any) -> None:
     """Count two sums and two hops of the residual stream, and the embeddings behind the first layer."""
     hidden = output[0] if isinstance(output, tuple) else output
     width, tokens = hidden.shape[-1], collector.values(hidden.shape)
-    collector.record({"digital.residual_value": 2 * tokens * width, "wire.bit": 2 * HALF_PRECISION * tokens * width})
+    collector.record(
+        ("residual", width),
+        tokens,
+        lambda: {"digital.residual_value": 2 * width, "wire.bit": 2 * HALF_PRECISION * width},
+    )
     if not collector.attended:
         warnings.warn("attention that is not emulated is not counted", stacklevel=2)
         if collector.first_layer is None:
@@ -324,29 +338,35 @@ def _leave_layer(collector: _Collector, _: Any, output: Any) -> None:
 
 def _leave_adapter(collector: _Collector, layer: Any, output: Any) -> None:
     """Count the two factors of each adapter that acts, and its sum with the layer's output."""
-    if layer.disable_adapters:
-        return
-    tokens = collector.values(output.shape)
-    for name in layer.active_adapters:
-        if name in layer.lora_A:
-            weights = (layer.lora_A[name].weight, layer.lora_B[name].weight)
-            macs = tokens * sum(weight.numel() for weight in weights)
-            collector.record(
-                {
-                    "digital.adapter_mac": macs,
-                    "memory.weight_bit": macs * HALF_PRECISION,
-                    "digital.residual_value": tokens * output.shape[-1],
-                }
-            )
-            for weight in weights:
-                _keep(collector, weight)
+    acting = () if layer.disable_adapters else tuple(layer.active_adapters)
+    collector.record(
+        (id(layer), *acting),
+        collector.values(output.shape),
+        lambda: _factors(collector, layer, acting, output.shape[-1]),
+    )
+
+
+def _factors(collector: _Collector, layer: Any, acting: tuple[str, ...], width: int) -> dict[str, int]:
+    pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in acting if name in layer.lora_A]
+    for weight in itertools.chain(*pairs):
+        _keep(collector, weight)
+    macs = sum(weight.numel() for pair in pairs for weight in pair)
+    return {
+        "digital.adapter_mac": macs,
+        "memory.weight_bit": macs * HALF_PRECISION,
+        "digital.residual_value": len(pairs) * width,
+    }
 
 
 def _leave_linear(collector: _Collector, layer: Any, output: Any) -> None:
     """Count linear layers that run beside the arrays: LM head, layers that were not emulated."""
-    macs = collector.values(output.shape) * layer.in_features * layer.out_features
-    collector.record({"digital.mac": macs, "memory.weight_bit": macs * HALF_PRECISION})
-    _keep(collector, layer.weight)
+
+    def each() -> dict[str, int]:
+        _keep(collector, layer.weight)
+        macs = layer.in_features * layer.out_features
+        return {"digital.mac": macs, "memory.weight_bit": macs * HALF_PRECISION}
+
+    collector.record(id(layer), collector.values(output.shape), each)
 
 
 def _leave_embedding(collector: _Collector, table: Any, _: Any) -> None:
@@ -355,20 +375,22 @@ def _leave_embedding(collector: _Collector, table: Any, _: Any) -> None:
 
 
 def _leave_gated(collector: _Collector, block: Any, output: Any) -> None:
-    joined = getattr(block, "gate_up_proj", None)
-    width = block.up_proj.out_features if joined is None else joined.out_features // 2
-    collector.record({"digital.gate_value": collector.values(output.shape) * width})
+    def each() -> dict[str, int]:
+        joined = getattr(block, "gate_up_proj", None)
+        return {"digital.gate_value": block.up_proj.out_features if joined is None else joined.out_features // 2}
+
+    collector.record(id(block), collector.values(output.shape), each)
 
 
 def _keep(collector: _Collector, weight: Tensor) -> None:
     """Note that a weight matrix takes memory; tied ones take it once."""
-    if id(weight) not in collector.counts.weight_bits:
-        collector.counts.weight_bits[id(weight)] = weight.numel() * HALF_PRECISION
+    collector.counts.weight_bits[id(weight)] = weight.numel() * HALF_PRECISION
 
 
 def _per_value(event: str) -> Exit:
     def leave(collector: _Collector, _: Any, output: Any) -> None:
-        collector.record({event: collector.values(output.shape) * output.shape[-1]})
+        width = output.shape[-1]
+        collector.record((event, width), collector.values(output.shape), lambda: {event: width})
 
     return leave
 
