@@ -72,18 +72,18 @@ def energy_facts(
     sure = uncertainty(counts, device, activity=activity, token_period_s=token_period_s, seed=seed)
     return {
         "tokens": tokens,
-        "energy_per_token_j": _interval(sure.total, tokens),
-        "parts_j": {part: _interval(sure.parts[part], tokens) for part in sure.parts},
-        "lines_j": {line: _interval(found, tokens) for line, found in sure.lines.items()},
+        "energy_per_token_j": _shared(sure.total, tokens),
+        "parts_j": {part: _shared(sure.parts[part], tokens) for part in sure.parts},
+        "lines_j": {line: _shared(found, tokens) for line, found in sure.lines.items()},
         "tornado": _tornado(sure, device, tokens),
         "dominates": dominating(cost),
         "price_notes": price_notes(device),
         "baselines": baseline_rows(counts, device, cost),
-        "latency_per_token_s": _range(latency_range(counts, device), tokens),
+        "latency_per_token_s": _shared(latency_range(counts, device), tokens),
         "interval_per_token_s": cost.interval_s,
         "area_m2": {
             "parts": cost.area_parts_m2,
-            "total": _range(area_range(counts, device), 1),
+            "total": _shared(area_range(counts, device), 1),
             "attention_head": cost.area_m2 / stored_heads,
         },
         "area_technology": _technologies(device),
@@ -226,13 +226,13 @@ def training_facts(
     line_of = {term.part: term.line for term in terms}
     parts: dict[str, dict[str, Any]] = {line: {} for line in sure.lines}
     for part, found in sure.parts.items():
-        parts[line_of[part]][part] = _interval(found, 1)
+        parts[line_of[part]][part] = _shared(found, 1)
     return {
         "tokens": counts.tokens,
         "steps": steps,
         "network": network.name,
         "network_title": network.title,
-        "lines_j": {line: _interval(found, 1) for line, found in sure.lines.items()},
+        "lines_j": {line: _shared(found, 1) for line, found in sure.lines.items()},
         "parts_j": parts,
         "time_s": {
             "forward": counts.tokens / clients * pace,
@@ -256,11 +256,8 @@ def _technologies(device: DeviceModel) -> dict[str, str]:
     return found
 
 
-def _interval(found: Interval, tokens: int) -> dict[str, float]:
-    return {name: value / tokens for name, value in asdict(found).items()} if tokens else {}
-
-
-def _range(found: PriceRange, tokens: int) -> dict[str, float]:
+def _shared(found: Interval | PriceRange, tokens: int) -> dict[str, float]:
+    """Return the ends of an interval by name, each shared among tokens."""
     return {name: value / tokens for name, value in asdict(found).items()} if tokens else {}
 
 
