@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from device_models import InputError
 from fllm.energy import energy_facts, training_facts
 from fllm.federation.client_app import OUTSIDE
 from fllm.preparation import Prepared
@@ -65,9 +66,13 @@ def activity_of_texts(counts: EventCounts, prepared: Prepared) -> dict[str, Any]
     """Measure what test prompts draw from the supply, and price the tokens of some counts with it."""
     device = prepared.device
     texts = [torch.tensor([p.tokens]) for p in prepared.test if len(p.tokens) <= device.window.tokens][:TEXTS]
+    unknown: dict[str, Any] = {"qk": None, "av": None, "texts": 0, "energy_per_token_j": None}
     if not texts:
-        return {"qk": None, "av": None, "texts": 0, "energy_per_token_j": None}
+        return unknown | {"reason": "no test prompt fits into the window"}
     emulate(prepared.model, device, die_seed=prepared.dies[0], token_period=prepared.period_s)
-    found = measure_activity(prepared.model, texts)
+    try:
+        found = measure_activity(prepared.model, texts)
+    except InputError as error:  # more refreshes than can be followed: no reason to lose a finished run
+        return unknown | {"reason": str(error)}
     cost = price(counts, device, activity=found, token_period_s=prepared.period_s)
     return {"qk": found.qk, "av": found.av, "texts": len(texts), "energy_per_token_j": cost.energy_per_token_j}

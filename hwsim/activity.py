@@ -59,6 +59,7 @@ def measure_activity(model: nn.Module, sequences: Sequence[Tensor]) -> Activity:
 
     Raises:
         ValueError: If the model is not emulated, or a sequence is a batch, empty or longer than the window.
+        InputError: If tokens are refreshed more often than can be followed.
     """
     layers = gain_cell_layers(model)
     if not layers or not sequences:

@@ -99,7 +99,8 @@ def activity_line(result: Mapping[str, Any]) -> str:
     """Say how much charge test prompts draw from the attention arrays, and the energy at it."""
     found = value_at(result, "final", "activity") or {}
     if found.get("qk") is None or found.get("av") is None:
-        return ""
+        reason = found.get("reason")
+        return f"Charge that test prompts draw was not measured: {reason}" if reason else ""
     drawn = f"{significant(found['qk'], 2)} and {significant(found['av'], 2)}"
     at_it = engineering(found.get("energy_per_token_j"), "J")
     return (

@@ -171,6 +171,8 @@ def test_activity_that_was_not_measured_is_not_told(result: Result) -> None:
     assert energy_facts.activity_line(result)
     result["final"]["activity"] = {"qk": None, "av": None, "texts": 0, "energy_per_token_j": None}
     assert energy_facts.activity_line(result) == ""
+    result["final"]["activity"]["reason"] = "too many refreshes"
+    assert energy_facts.activity_line(result).endswith("was not measured: too many refreshes")
     del result["final"]["activity"]
     assert energy_facts.activity_line(result) == ""
 
