@@ -6,6 +6,7 @@ A number that acts nowhere misleads whoever reads the file, so it is refused lik
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 
 from device_models.errors import InputError
 from device_models.price_schema import ADC_PRICES
@@ -219,14 +220,11 @@ def _activation(device: DeviceModel, where: str) -> Iterator[InputError]:
 def _adc(device: DeviceModel, where: str) -> Iterator[InputError]:
     """A conversion has a price of its own exactly where its model is ``fixed``."""
     linear, cost = device.linear, device.cost
-    for key, model, price in (
-        ("linear.adc", linear.adc, linear.adc_conversion),
-        ("cost.phi_adc", cost.phi_adc, cost.phi_conversion),
-        ("cost.av_adc", cost.av_adc, cost.av_conversion),
-    ):
+    for key, price_key in ADC_PRICES.items():
+        model, price = attrgetter(key)(device), attrgetter(price_key)(device)
         if (model == "fixed") != (price is not None):
             yield InputError(
-                f"{ADC_PRICES[key]} {'is missing' if price is None else 'would do nothing'}", where=f"{where}: {key}",
+                f"{price_key} {'is missing' if price is None else 'would do nothing'}", where=f"{where}: {key}",
                 expected="a price exactly with the model fixed", received=model,
             )  # fmt: skip
     if linear.adc != "fixed" and linear.adc_area:

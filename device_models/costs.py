@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from operator import attrgetter
 
 from device_models.adc import conversion_energy
-from device_models.loading import key_units
+from device_models.loading import key_units, range_ends
 from device_models.price_schema import ADC_PRICES, AdcModel
-from device_models.quantities import parse_quantity
+from device_models.provenance import Provenance
 from device_models.scaling import energy_factor
 from device_models.schema import DeviceModel
 from device_models.timeline import attention_timeline, linear_time
@@ -231,17 +230,14 @@ class PriceRange:
 def price_range(device: DeviceModel, key: str) -> PriceRange:
     """Return the range of a number that prices events, as its device file states it.
 
-    A number that a user sets has no range: it is taken as exact. A range that does not hold the nominal value, as
-    after an override, is widened to it.
+    A number that a user sets has no range: it is taken as exact.
     """
-    nominal, source = float(attrgetter(key)(device)), device.provenance.get(key)
+    return range_around(float(attrgetter(key)(device)), device.provenance.get(key), key_units()[key])
+
+
+def range_around(nominal: float, source: Provenance | None, unit: str | None) -> PriceRange:
+    """Return the range of a number in its SI unit, widened to hold the nominal value; exact where there is none."""
     if source is None or source.range is None:
         return PriceRange(nominal, nominal, nominal)
-    low, high = (_number(key, text) for text in source.range)
+    low, high = range_ends(source, unit)
     return PriceRange(min(low, nominal), nominal, max(high, nominal))
-
-
-@cache
-def _number(key: str, text: str) -> float:
-    unit = key_units()[key]
-    return float(text) if unit is None else parse_quantity(text, unit)

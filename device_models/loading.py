@@ -228,14 +228,21 @@ def check_range(found: Provenance, value: object, unit: str | None, where: str) 
     """
     if found.range is None or isinstance(value, bool) or not isinstance(value, int | float):
         return
-    low, high = found.range
-    expected = "[lowest, highest]" + (f" in {unit}" if unit else ", numbers")
     try:
-        ends = [float(text) if unit is None else parse_quantity(text, unit) for text in (low, high)]
+        low, high = range_ends(found, unit)
+        in_order = low < high
     except ValueError:
-        ends = []
-    if len(ends) != 2 or not ends[0] < ends[1]:
-        raise InputError("wrong range", where=f"{where}.range", expected=expected, received=f"{low} to {high}")
+        in_order = False
+    if not in_order:
+        expected = "[lowest, highest]" + (f" in {unit}" if unit else ", numbers")
+        raise InputError("wrong range", where=f"{where}.range", expected=expected, received=" to ".join(found.range))
+
+
+def range_ends(found: Provenance, unit: str | None) -> tuple[float, float]:
+    """Return both ends of a number's range in an SI unit, None for plain numbers; ValueError where they are not."""
+    assert found.range is not None
+    low, high = (float(text) if unit is None else parse_quantity(text, unit) for text in found.range)
+    return low, high
 
 
 def units_of(kind: type) -> dict[str, str | None]:
@@ -296,13 +303,7 @@ def validated(kind: type, values: Mapping[str, Any], where: str) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         key = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            remedy = nearest(key, [f.name for f in fields(kind)])
-            raise InputError("unknown key", where=f"{where}.{key}", remedy=remedy) from None
-        if "missing" in problem["type"]:
-            raise InputError("missing", where=f"{where}.{key}", expected="a value with its source") from None
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(message, where=f"{where}.{key}", received=problem["input"]) from None
+        raise _in_one_line(problem, f"{where}.{key}", key, [f.name for f in fields(kind)]) from None
 
 
 def _first_problem(error: Any, where: str) -> InputError:
@@ -312,11 +313,15 @@ def _first_problem(error: Any, where: str) -> InputError:
     section, key = location[0], location[1] if len(location) > 1 else None
     path = f"{section}.{key}" if key else section
     place = f"{where}: {path}"
+    known = [f.name for f in fields(_sections()[section])] if key and section in _SECTIONS else sorted(_SECTIONS)
+    return _in_one_line(problem, place, location[-1], known)
+
+
+def _in_one_line(problem: Mapping[str, Any], where: str, key: str, known: list[str]) -> InputError:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = [f.name for f in fields(_sections()[section])] if key else sorted(_SECTIONS)
-        return InputError("unknown key", where=place, remedy=nearest(location[-1], known))
+        return InputError("unknown key", where=where, remedy=nearest(key, known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return InputError(
-            "missing", where=place, expected="a value with its source", remedy="see configs/ for an example"
+            "missing", where=where, expected="a value with its source", remedy="see configs/ for an example"
         )
-    return InputError(problem["msg"].removeprefix("Value error, "), where=place, received=problem["input"])
+    return InputError(problem["msg"].removeprefix("Value error, "), where=where, received=problem["input"])

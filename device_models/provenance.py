@@ -12,6 +12,8 @@ from device_models.errors import InputError, nearest
 from device_models.strict_yaml import parse_yaml
 
 Kind = Literal["measured", "simulated", "derived", "assumed"]
+KINDS: tuple[Kind, ...] = ("assumed", "derived", "simulated", "measured")
+"""Kinds of numbers, the weakest first: a price is as sure as the weakest that it is made of."""
 USER = "user"
 """Source of a value that was given on the command line or in code instead of in a device file."""
 

@@ -27,7 +27,6 @@ class Question:
         token_period_s: [s] between two tokens, at least the model's own latency on the device; None is that latency.
         adapter_rank: Of a LoRA adapter beside every linear layer; None without.
         activity: Of the attention arrays.
-        seed: Of the draws behind the intervals.
     """
 
     shape: ModelShape
@@ -35,7 +34,6 @@ class Question:
     token_period_s: float | None
     adapter_rank: int | None
     activity: Activity
-    seed: int = 0
 
 
 def cost_facts(asked: Question, device: DeviceModel) -> dict[str, Any]:
@@ -56,7 +54,7 @@ def cost_facts(asked: Question, device: DeviceModel) -> dict[str, Any]:
     def facts(counts: EventCounts, pace: float) -> dict[str, Any]:
         return {"prices": price_rows(counts, device, pace)} | energy_facts(
             counts, device, token_period_s=pace, stored_heads=sum(layer.kv_heads for layer in shape.layers),
-            activity=asked.activity, seed=asked.seed,
+            activity=asked.activity,
         )  # fmt: skip
 
     text_s = price(counted(asked.tokens, 0, 0.0), device).prefill_latency_s or 0.0

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
-from device_models import Provenance, load_device, preset_names, references
+from device_models import Provenance, references
 from device_models.area import AREA_KEYS
 from device_models.costs import ARRAYS, PARTS, Activity, EventCost, PriceRange, event_costs, price_notes
 from device_models.machines import Network, load_baselines
+from device_models.provenance import KINDS
 from device_models.schema import DeviceModel
 from device_models.timeline import attention_timeline
-from hwsim.baselines import LEAKAGE, baselines, in_scope
+from hwsim.baselines import DIGITAL_CIM, LEAKAGE, baselines, digital_cim, in_scope
 from hwsim.costing import Cost, EnergyTerm, amounts, forward_terms, in_sram, price
 from hwsim.events import EventCounts
 from hwsim.training import network_terms, training_events, training_terms, training_time
@@ -30,8 +31,6 @@ from hwsim.uncertainty import (
 
 DOMINATES = 0.5
 """Share of a line's energy from which on a part is said to dominate."""
-KINDS = ("assumed", "derived", "simulated", "measured")
-"""Kinds of numbers, the weakest first: a price is as sure as the weakest that it is made of."""
 WORST = 10
 """Numbers that a tornado shows."""
 
@@ -138,7 +137,7 @@ def provenance_rows(provenance: Mapping[str, Provenance]) -> list[dict[str, Any]
 
 def cost_sources(device: DeviceModel, network: Network | None = None) -> dict[str, str]:
     """Return the citations behind a device, its baselines and a network."""
-    others = [load_baselines().provenance or {}, load_device("sram_dcim_28nm").provenance]
+    others = [load_baselines().provenance or {}, digital_cim().provenance]
     others += [network.provenance or {}] if network else []
     used = {found.source for provenance in (device.provenance, *others) for found in provenance.values()}
     known = references()
@@ -192,7 +191,7 @@ def _citation(key: str) -> str:
     provenance = load_baselines().provenance or {}
     if key in provenance:
         return provenance[key].source
-    return load_device(key).provenance["cost.qk_mac"].source if key in preset_names() else key
+    return digital_cim().provenance["cost.qk_mac"].source if key == DIGITAL_CIM else key
 
 
 def training_facts(
@@ -221,8 +220,9 @@ def training_facts(
     sent = network_terms(network, uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes)
     terms: list[EnergyTerm] = on_chip + sent
     sure = propagate(terms, device_ranges(on_chip, device) | network_ranges(network), seed=seed)
-    cost = price(counts, device)
-    pace = cost.latency_per_token_s or 0.0 if token_period_s is None else token_period_s
+    pace = token_period_s
+    if pace is None:
+        pace = price(counts, device).latency_per_token_s or 0.0
     line_of = {term.part: term.line for term in terms}
     parts: dict[str, dict[str, Any]] = {line: {} for line in sure.lines}
     for part, found in sure.parts.items():

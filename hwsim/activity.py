@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from device_models.costs import Activity
 from device_models.schema import DeviceModel
-from hwsim.clipping import read_currents, sampled_queries
+from hwsim.clipping import check_sequences, read_currents, sampled_queries
 from hwsim.functional.reads import Place, input_pulses, scores_to_pulses
 from hwsim.functional.tables import AttentionTables
 from hwsim.modules import GainCellAttention, gain_cell_layers
@@ -62,12 +62,8 @@ def measure_activity(model: nn.Module, sequences: Sequence[Tensor]) -> Activity:
         InputError: If tokens are refreshed more often than can be followed.
     """
     layers = gain_cell_layers(model)
-    if not layers or not sequences:
-        raise ValueError("activity needs an emulated model and at least one sequence of token ids")
+    check_sequences("activity needs", layers, sequences)
     device = layers[0].device
-    for ids in sequences:
-        if ids.dim() != 2 or ids.shape[0] != 1 or not 1 <= ids.shape[1] <= device.window.tokens:
-            raise ValueError(f"expected token ids of shape (1, 1..{device.window.tokens}), received {tuple(ids.shape)}")
     if not device.cost.qk_activity_share and not device.cost.av_activity_share:
         return Activity()
     sums = torch.zeros(3, dtype=torch.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from device_models import load_device
 from device_models.costs import HALF_PRECISION, event_costs
@@ -27,6 +28,7 @@ LEAKAGE: Mapping[str, str] = {ATTENTION: "leakage of attention arrays", LINEAR: 
 OUTPUT_BITS, STORAGE_BITS = 5.0, 3.0
 """Resolution of the published head: outputs and stored values, for the thermal limit."""
 EIGHT_BITS = 8
+DIGITAL_CIM = "sram_dcim_28nm"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ class Work:
     digital_macs: int
 
 
+@cache
+def digital_cim() -> DeviceModel:
+    """Return the device whose prices stand for digital compute-in-memory."""
+    return load_device(DIGITAL_CIM)
+
+
 def work(counts: EventCounts, device: DeviceModel) -> Work:
     """Take from counts on one device what does not depend on it."""
     events = counts.events
@@ -114,13 +122,13 @@ Maker = Callable[[Work, Baselines], Baseline]
 
 def _digital_cim(asked: Work, known: Baselines) -> Baseline:  # noqa: ARG001
     """Products of a published INT8 macro at its peak, softmax and writes beside them."""
-    other = load_device("sram_dcim_28nm")
+    other = digital_cim()
     prices = {event: cost.energy_j for event, cost in event_costs(other).items()}
     energy = asked.attention_macs * (prices["attention.qk_mac"] + prices["attention.av_mac"])
     energy += asked.scores * prices["attention.softmax"]
     energy += asked.values_written * prices["attention.write_conversion"]
     return Baseline(
-        "28 nm digital compute-in-memory, INT8", ATTENTION, energy, None, "measured", ("sram_dcim_28nm",),
+        "28 nm digital compute-in-memory, INT8", ATTENTION, energy, None, "measured", (DIGITAL_CIM,),
         "peak efficiency of a measured macro with favourable data, without routing and control; the softmax is an "
         "assumption; the analog figure is simulated and contains its control",
     )  # fmt: skip
@@ -205,10 +213,10 @@ def _cpu(field: str, name: str) -> Maker:
 
 
 def _linear_digital_cim(asked: Work, known: Baselines) -> Baseline:  # noqa: ARG001
-    other = load_device("sram_dcim_28nm")
+    other = digital_cim()
     mac = event_costs(other)["linear.cell_mac"].energy_j * other.linear.input_cycles
     return Baseline(
-        "28 nm digital compute-in-memory, INT8", LINEAR, asked.linear_macs * mac, None, "derived", ("sram_dcim_28nm",),
+        "28 nm digital compute-in-memory, INT8", LINEAR, asked.linear_macs * mac, None, "derived", (DIGITAL_CIM,),
         "peak efficiency of a measured INT8 macro times the same system factor as the ternary arrays",
     )  # fmt: skip
 

@@ -67,12 +67,7 @@ def clip_rates(model: nn.Module, sequences: Sequence[Tensor]) -> list[LayerClipp
         ValueError: If the model is not emulated, or a sequence is a batch, empty or longer than the window.
     """
     layers = gain_cell_layers(model)
-    if not layers or not sequences:
-        raise ValueError("clip rates need an emulated model and at least one sequence of token ids")
-    window = min(layer.device.window.tokens for layer in layers)
-    for ids in sequences:
-        if ids.dim() != 2 or ids.shape[0] != 1 or not 1 <= ids.shape[1] <= window:
-            raise ValueError(f"expected token ids of shape (1, 1..{window}), received {tuple(ids.shape)}")
+    check_sequences("clip rates need", layers, sequences)
     outside: list[Counter[str]] = [Counter() for _ in layers]
     among: list[Counter[str]] = [Counter() for _ in layers]
 
@@ -89,6 +84,16 @@ def clip_rates(model: nn.Module, sequences: Sequence[Tensor]) -> list[LayerClipp
         for ids in sequences:
             model(input_ids=ids, use_cache=False)
     return [_shares(index, found, among[index]) for index, found in enumerate(outside)]
+
+
+def check_sequences(what: str, layers: Sequence[GainCellAttention], sequences: Sequence[Tensor]) -> None:
+    """Check what measurements on sequences ask for; raises ValueError, see :func:`clip_rates`."""
+    if not layers or not sequences:
+        raise ValueError(f"{what} an emulated model and at least one sequence of token ids")
+    window = min(layer.device.window.tokens for layer in layers)
+    for ids in sequences:
+        if ids.dim() != 2 or ids.shape[0] != 1 or not 1 <= ids.shape[1] <= window:
+            raise ValueError(f"expected token ids of shape (1, 1..{window}), received {tuple(ids.shape)}")
 
 
 def _shares(layer: int, outside: Counter[str], among: Counter[str]) -> LayerClipping:

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from device_models.area import AREA_KEYS
-from device_models.costs import ACCELERATOR, ARRAYS, PARTS, Activity, PriceRange, price_range
+from device_models.area import AREA_KEYS, part_areas
+from device_models.costs import ACCELERATOR, ARRAYS, PARTS, Activity, PriceRange, price_range, range_around
 from device_models.errors import InputError
 from device_models.machines import Network
-from device_models.quantities import parse_quantity
 from device_models.schema import DeviceModel
 from hwsim.costing import EnergyTerm, forward_terms, price
 from hwsim.events import EventCounts
@@ -104,12 +103,11 @@ def device_ranges(terms: Sequence[EnergyTerm], device: DeviceModel) -> dict[str,
 
 def network_ranges(network: Network) -> dict[str, PriceRange]:
     """Return the ranges of a network's energy per bit."""
-    found = {}
-    for name in ("uplink_bit", "downlink_bit"):
-        nominal, source = getattr(network, name), (network.provenance or {}).get(f"network.{name}")
-        ends = [parse_quantity(text, "J") for text in source.range] if source and source.range else [nominal, nominal]
-        found[f"network.{name}"] = PriceRange(min(ends[0], nominal), nominal, max(ends[1], nominal))
-    return found
+    sources = network.provenance or {}
+    return {
+        f"network.{name}": range_around(getattr(network, name), sources.get(f"network.{name}"), "J")
+        for name in ("uplink_bit", "downlink_bit")
+    }
 
 
 def propagate(
@@ -131,20 +129,23 @@ def propagate(
     relative = {key: _draw(ranges[key], samples, seed, key) / ranges[key].nominal for key in keys}
     ends = {end: {key: getattr(ranges[key], end) / ranges[key].nominal for key in keys} for end in ("low", "high")}
 
-    def interval(chosen: Sequence[EnergyTerm]) -> Interval:
-        nominal = math.fsum(term.energy_j for term in chosen)
-        low, high = (math.fsum(_scaled(term, ends[end]) for term in chosen) for end in ("low", "high"))
+    draws = [term.energy_j * np.prod([relative[key] for key in term.factors], axis=0) for term in terms]
+
+    def interval(places: Sequence[int]) -> Interval:
+        nominal = math.fsum(terms[i].energy_j for i in places)
+        low, high = (math.fsum(_scaled(terms[i], ends[end]) for i in places) for end in ("low", "high"))
         sums = np.zeros(samples)
-        for term in chosen:
-            sums += term.energy_j * np.prod([relative[key] for key in term.factors], axis=0)
+        for i in places:
+            sums += draws[i]
         lower, upper = np.quantile(sums, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return Interval(low, nominal, high, min(float(lower), nominal), max(float(upper), nominal))
 
     lines = sorted({t.line for t in terms}, key=lambda line: (line != ARRAYS, line != ACCELERATOR, line))
+    parts = _in_order(t.part for t in terms)
     return Uncertainty(
-        interval(terms),
-        {line: interval([t for t in terms if t.line == line]) for line in lines},
-        {part: interval([t for t in terms if t.part == part]) for part in _in_order(t.part for t in terms)},
+        interval(range(len(terms))),
+        {line: interval([i for i, t in enumerate(terms) if t.line == line]) for line in lines},
+        {part: interval([i for i, t in enumerate(terms) if t.part == part]) for part in parts},
         _tornado(terms, ends),
     )
 
@@ -204,9 +205,8 @@ def area_range(counts: EventCounts, device: DeviceModel) -> PriceRange:
     """Return the area [m^2] of the whole chip with every area at its low end, nominal, and at its high end."""
     keys = ["adc.correction", *(key for key in AREA_KEYS.values() if key.endswith("_area"))]
     low, high = ({key: getattr(price_range(device, key), end) for key in keys} for end in ("low", "high"))
-    areas = [
-        sum(price(counts, made).area_parts_m2.values()) for made in (_with(device, low), device, _with(device, high))
-    ]
+    built = sum(counts.subtiles.values()), sum(counts.arrays.values())
+    areas = (sum(part_areas(made, *built).values()) for made in (_with(device, low), device, _with(device, high)))
     return PriceRange(*areas)
 
 

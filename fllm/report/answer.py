@@ -14,7 +14,6 @@ from fllm.report.formatting import engineering, interval, percent, plural
 from fllm.results import value_at
 
 BASELINES = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logistic regression"}
-KINDS = ("assumed", "derived", "simulated", "measured")
 
 _SYNTHETIC_LIMIT = (
     "The data are synthetic: the patients are fabricated and easier or harder than real ones in unknown ways. "

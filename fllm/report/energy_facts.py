@@ -12,9 +12,10 @@ from device_models.costs import ACCELERATOR, ARRAYS, PARTS
 from fllm.report.answer import answer
 from fllm.report.formatting import engineering, plural, significant
 from fllm.results import value_at
+from hwsim.training import NETWORK
 
 LINES = (ARRAYS, ACCELERATOR)
-PLACES = (*LINES, "network")
+PLACES = (*LINES, NETWORK)
 """Where training spends energy; the first two are those of a forward pass."""
 
 Interval = Mapping[str, float]

@@ -13,7 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fllm.report.answer import BASELINES, KINDS, answer, device_entries
+from device_models.provenance import KINDS
+from fllm.report.answer import BASELINES, answer, device_entries
 from fllm.report.formatting import NOTHING, count, engineering, interval, percent, significant, spread
 from fllm.results import value_at
 
