@@ -14,11 +14,11 @@ from typing import Any
 from flwr.app import Context, RecordDict
 from torch import Tensor
 
-from device_models import DeviceModel, InputError
+from device_models import InputError
 from fllm.accounting import activity_of_texts, energy_of_token, layers_of, on_chip, stored_counts, training_of
 from fllm.config import RunConfig, validate_config
 from fllm.energy import price_rows
-from fllm.evaluation import METRICS, Scores, bootstrap_interval, evaluate, over_dies
+from fllm.evaluation import METRICS, Scores, bootstrap_interval, over_dies
 from fllm.federation.client_app import counts_of, make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.server_app import Round, RoundFailed, make_server_app
@@ -29,7 +29,7 @@ from fllm.observer import Observer
 from fllm.preparation import Prepared, prepare
 from fllm.report import render
 from fllm.results import read_result, write_result, write_rounds_csv
-from hwsim import Die, EventCounts, emulate, price
+from hwsim import EventCounts, price
 from hwsim.effects import is_configured
 
 RESULT = "result.json"
@@ -113,6 +113,7 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", where=str(folder), remedy="check --out") from None
     try:
+        observer.run_started(record, folder)
         return _finish(prepared, folder, observer, started)
     except KeyboardInterrupt:
         if not record["rounds"]:
@@ -125,6 +126,8 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
         record["status"] = "interrupted"
         _write(record, folder)
         raise
+    finally:
+        observer.run_ended(record)
 
 
 def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
@@ -205,13 +208,11 @@ class _Evaluation:
 
 def _evaluate(prepared: Prepared) -> _Evaluation:
     """Score the adapter on the ideal device and on every die of the emulated one."""
-
-    def score(device: DeviceModel, die: Die | None) -> Scores:
-        emulate(prepared.model, device, die_seed=die, token_period=prepared.period_s)
-        batch, seed = 4 * prepared.config.batch_size, prepared.config.seed
-        return evaluate(prepared.model, prepared.test, prepared.answers, batch, prepared.pad_id, seed)
-
-    return _Evaluation(score(prepared.ideal, None), [score(prepared.device, die) for die in prepared.dies])
+    bench, test, period_s = prepared.bench, prepared.test, prepared.period_s
+    return _Evaluation(
+        bench.score(test, prepared.ideal, None, period_s),
+        [bench.score(test, prepared.device, die, period_s) for die in prepared.dies],
+    )
 
 
 def _row(number: int, prepared: Prepared, scores: _Evaluation, outcome: Round | None = None) -> dict[str, Any]:

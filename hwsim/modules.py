@@ -59,10 +59,7 @@ class GainCellAttention(nn.Module):
     def __init__(self, heads: int, kv_heads: int, device: DeviceModel, token_period_s: float | None) -> None:
         super().__init__()
         self.heads = heads
-        self.query = RangeScaler(heads)
-        self.key = RangeScaler(kv_heads, offset=device.storage.v_zero)
-        self.value = RangeScaler(kv_heads, offset=device.storage.v_zero)
-        self.output = RangeScaler(heads)
+        self.query, self.key, self.value, self.output = (RangeScaler(n) for n in (heads, kv_heads, kv_heads, heads))
         self.full_scale: nn.Parameter | None = None
         self.logit_gain: nn.Parameter | None = None
         self.die: Die | None = None
@@ -70,7 +67,17 @@ class GainCellAttention(nn.Module):
         self.watch: Watcher | None = None
         self.rotary_dim = 0
         self.token_period_s = token_period_s
+        self.reset_scalers(device)
         self.put_on(device)
+
+    @torch.no_grad()
+    def reset_scalers(self, device: DeviceModel) -> None:
+        """Forget all scalers: gain 1, keys and values around the device's zero level, nothing beyond the four."""
+        zero = device.storage.v_zero
+        for scaler, offset in ((self.query, 0.0), (self.key, zero), (self.value, zero), (self.output, 0.0)):
+            scaler.gain.fill_(1.0)
+            scaler.offset.fill_(offset)
+        self.full_scale = self.logit_gain = None
 
     def put_on(self, device: DeviceModel) -> None:
         """Change the device; scalers stay, and those that only this device needs are added at 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from device_models import DeviceModel, InputError
-from fllm.model.checkpoints import is_packed, load_packed, load_scalers
+from fllm.model.checkpoints import is_packed, load_packed, read_scalers, set_scalers
 from hwsim import (
     Adaptation,
     BitLinear,
@@ -42,9 +42,10 @@ class LoadedModel:
         name: Name of its folder, or of the shipped model.
         sha256: Digest over the files of the folder.
         ternarised: Whether full-precision weights were rounded to ternary after training.
-        calibrated: Whether range scalers were set from statistics because the folder has none.
-        readout_calibrated: Whether the range of the readout was set from statistics.
-        adaptation: What the two-step adaptation came to, if it was asked for.
+        folder: Where its files are, for messages.
+        scalers: Range scalers of the folder by name, whatever device they are for; none where it has no such file.
+        texts: Token ids of the sample texts that statistics are taken from.
+        placing: What putting it on the device came to.
     """
 
     model: nn.Module
@@ -52,7 +53,28 @@ class LoadedModel:
     name: str
     sha256: str
     ternarised: bool
-    calibrated: bool
+    folder: Path
+    scalers: Mapping[str, Tensor]
+    texts: list[Tensor]
+    placing: Placing
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether range scalers were set from statistics because the folder has none."""
+        return not self.scalers
+
+
+@dataclass(frozen=True)
+class Placing:
+    """What putting a model on a device came to.
+
+    Attributes:
+        token_period_s: [s] time between two tokens; None for a device that does not decay.
+        readout_calibrated: Whether the range of the readout was set from statistics.
+        adaptation: What the two-step adaptation came to, if it was asked for.
+    """
+
+    token_period_s: float | None
     readout_calibrated: bool = False
     adaptation: Adaptation | None = None
 
@@ -93,13 +115,8 @@ def load_model(
 def _load(
     path: Path, name: str, device: DeviceModel, token_period: float | str, sample: Sequence[str], adaptation: str
 ) -> LoadedModel:
-    if adaptation == "two_step" and device.cell.law == "linear":
-        raise InputError(
-            "the cell is linear: there is nothing to adapt to", where="adaptation", expected="none for this device",
-            received=adaptation,
-        )  # fmt: skip
-    packed = is_packed(path)
-    model = load_packed(path) if packed else _load_plain(path)
+    _check_adaptation(device, adaptation)
+    model = load_packed(path) if is_packed(path) else _load_plain(path)
     tokenizer = _load_tokenizer(path)
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > vocabulary:
@@ -108,10 +125,37 @@ def _load(
             received=len(tokenizer), remedy="keep the files of one model together",
         )  # fmt: skip
     had_ternary = any(isinstance(layer, BitLinear) for layer in model.modules())
-    emulate(model, device, token_period=token_period)  # type: ignore[arg-type]  # "auto" or seconds, checked before
-    stored = load_scalers(model, path)
-    _check_activation(device, stored, path)
+    scalers = read_scalers(path)
     texts = [tokenizer(text, return_tensors="pt").input_ids[:, :SAMPLE_TOKENS] for text in sample]
+    placing = _place(model, path, scalers, texts, device, token_period, adaptation)
+    for layer in model.modules():
+        if isinstance(layer, BitLinear):
+            layer.freeze_()
+    return LoadedModel(
+        model.eval(), tokenizer, name, _digest(path), not had_ternary, path, scalers, texts, placing
+    )  # fmt: skip
+
+
+def place(loaded: LoadedModel, device: DeviceModel, token_period: float | str, adaptation: str = "none") -> Placing:
+    """Put a loaded model on another device, as if it had been loaded on it; an adapter must not act meanwhile.
+
+    Raises:
+        InputError: If the model's scalers are made for another attention, or there is nothing to adapt to.
+    """
+    _check_adaptation(device, adaptation)
+    for layer in gain_cell_layers(loaded.model):
+        layer.reset_scalers(device)
+    return _place(loaded.model, loaded.folder, loaded.scalers, loaded.texts, device, token_period, adaptation)
+
+
+def _place(
+    model: nn.Module, folder: Path, scalers: Mapping[str, Tensor], texts: Sequence[Tensor], device: DeviceModel,
+    token_period: float | str, adaptation: str,
+) -> Placing:  # fmt: skip
+    """Emulate, take the folder's scalers, and set what is missing from statistics."""
+    emulate(model, device, token_period=token_period)  # type: ignore[arg-type]  # "auto" or seconds, checked before
+    stored = set_scalers(model, scalers, folder)
+    _check_activation(device, stored, folder)
     readout = device.readout.range != "fixed" and "full_scale" not in stored
     adapted = None
     if adaptation == "two_step":
@@ -120,12 +164,15 @@ def _load(
         calibrate_range_scalers(model, texts)
     if readout:
         calibrate_readout(model, texts, most=1.0)
-    for layer in model.modules():
-        if isinstance(layer, BitLinear):
-            layer.freeze_()
-    return LoadedModel(
-        model.eval(), tokenizer, name, _digest(path), not had_ternary, not stored, readout, adapted
-    )  # fmt: skip
+    return Placing(gain_cell_layers(model)[0].token_period_s, readout, adapted)
+
+
+def _check_adaptation(device: DeviceModel, adaptation: str) -> None:
+    if adaptation == "two_step" and device.cell.law == "linear":
+        raise InputError(
+            "the cell is linear: there is nothing to adapt to", where="adaptation", expected="none for this device",
+            received=adaptation,
+        )  # fmt: skip
 
 
 def _check_activation(device: DeviceModel, stored: Set[str], path: Path) -> None:
@@ -194,11 +241,11 @@ def _digest(path: Path) -> str:
 
 
 def model_facts(loaded: LoadedModel) -> dict[str, object]:
-    """Describe the model for a report, before an adapter is attached."""
+    """Describe a model for a report, before an adapter is attached."""
     model = loaded.model
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     heads = config.num_attention_heads
-    adapted = loaded.adaptation
+    adapted = loaded.placing.adaptation
     facts: dict[str, object] = {} if adapted is None else {
         "adaptation_iterations": adapted.iterations,
         "adaptation_largest_mismatch": adapted.mismatch,
@@ -213,5 +260,5 @@ def model_facts(loaded: LoadedModel) -> dict[str, object]:
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "ternarised_after_training": loaded.ternarised,
         "range_scalers_from_statistics": loaded.calibrated,
-        "readout_range_from_statistics": loaded.readout_calibrated,
+        "readout_range_from_statistics": loaded.placing.readout_calibrated,
     }

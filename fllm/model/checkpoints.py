@@ -9,6 +9,7 @@ that ``model.safetensors`` holds nothing that plain transformers does not know.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -146,20 +147,34 @@ def _decoded(name: str, tensor: Tensor, folder: Path) -> Tensor:
 
 
 def load_scalers(model: torch.nn.Module, folder: Path) -> frozenset[str]:
-    """Load the range scalers of an emulated model, if the folder has any.
+    """Load the range scalers of an emulated model, if the folder has any; see :func:`set_scalers`."""
+    return set_scalers(model, read_scalers(folder), folder)
+
+
+def read_scalers(folder: Path) -> dict[str, Tensor]:
+    """Read the range scalers of a folder, by name; none without a file, InputError if it cannot be read."""
+    return _read_tensors(folder / SCALERS) if (folder / SCALERS).is_file() else {}
+
+
+def set_scalers(model: torch.nn.Module, state: Mapping[str, Tensor], folder: Path) -> frozenset[str]:
+    """Set the range scalers of an emulated model.
 
     ``full_scale`` and ``logit_gain`` are those of devices that have them: a file may do without, and what a file has
     beyond the model's device is left out.
+
+    Args:
+        model: The model, on a device.
+        state: What :func:`read_scalers` returned.
+        folder: Where they are from, for messages.
 
     Returns:
         The kinds of scalers in the file, such as ``query`` and ``full_scale``; none without a file.
 
     Raises:
-        InputError: If the file cannot be read or does not fit the model.
+        InputError: If they do not fit the model.
     """
-    if not (folder / SCALERS).is_file():
+    if not state:
         return frozenset()
-    state = _read_tensors(folder / SCALERS)
     own = {name: tensor for name, tensor in model.state_dict().items() if f".{GAIN_CELL}." in name}
     heads = {name.rpartition("query.gain")[0]: t.shape for name, t in own.items() if name.endswith("query.gain")}
     wanted = {name: tensor.shape for name, tensor in own.items() if _last(name) not in OPTIONAL}

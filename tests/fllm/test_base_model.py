@@ -145,7 +145,7 @@ NOTES = [build_note(case, ("labs", "imaging")) for case in load_synthetic(40, n_
 def test_calibrated_readout_is_set_where_the_folder_has_no_range(tmp_path: Path) -> None:
     device = load_device("gaincell_28nm", {"readout.range": "calibrated"})
     loaded = load_model(None, device, 1e-5, NOTES)
-    assert loaded.readout_calibrated and not loaded.calibrated
+    assert loaded.placing.readout_calibrated and not loaded.calibrated
     assert model_facts(loaded)["readout_range_from_statistics"] is True
     ranges = [cells.full_scale.detach().clone() for cells in gain_cell_layers(loaded.model)]
     assert all((full_scale <= 1.0).all() for full_scale in ranges)  # the base model was trained with the saturation
@@ -154,12 +154,12 @@ def test_calibrated_readout_is_set_where_the_folder_has_no_range(tmp_path: Path)
     folder = copied(SHIPPED, tmp_path / "with range")
     write_packed(loaded.model, folder)
     again = load_model(folder, device, 1e-5, [])  # no statistics are needed
-    assert not again.readout_calibrated
+    assert not again.placing.readout_calibrated
     assert all(torch.equal(a, b.full_scale) for a, b in zip(ranges, gain_cell_layers(again.model), strict=True))
 
 
 def test_fixed_readout_is_left_alone() -> None:
-    assert not load_model(None, DEVICE, 1e-5, []).readout_calibrated
+    assert not load_model(None, DEVICE, 1e-5, []).placing.readout_calibrated
 
 
 # ---- softmax on the device
@@ -239,10 +239,10 @@ def test_adaptation_brings_an_unscaled_model_back() -> None:
 
 def test_two_step_is_run_on_the_sample_and_recorded() -> None:
     loaded = load_model(None, DEVICE, 1e-5, NOTES[:6], "two_step")
-    assert loaded.adaptation is not None and loaded.adaptation.converged
+    assert loaded.placing.adaptation is not None and loaded.placing.adaptation.converged
     facts = model_facts(loaded)
-    assert facts["adaptation_iterations"] == loaded.adaptation.iterations > 0
-    assert facts["adaptation_largest_mismatch"] == loaded.adaptation.mismatch <= 1e-4
+    assert facts["adaptation_iterations"] == loaded.placing.adaptation.iterations > 0
+    assert facts["adaptation_largest_mismatch"] == loaded.placing.adaptation.mismatch <= 1e-4
     assert all(cells.device is DEVICE for cells in gain_cell_layers(loaded.model))
     plain = load_model(None, DEVICE, 1e-5, NOTES)
     assert "adaptation_iterations" not in model_facts(plain)
@@ -252,8 +252,8 @@ def test_two_step_is_run_on_the_sample_and_recorded() -> None:
 def test_two_step_of_a_model_without_scalers_starts_on_linear_cells(llama: Path) -> None:
     device = load_device("gaincell_28nm", {"readout.range": "calibrated"})
     loaded = load_model(llama, device, 1e-5, SAMPLE, "two_step")
-    assert loaded.calibrated and loaded.readout_calibrated
-    assert loaded.adaptation is not None and loaded.adaptation.converged
+    assert loaded.calibrated and loaded.placing.readout_calibrated
+    assert loaded.placing.adaptation is not None and loaded.placing.adaptation.converged
     assert all(cells.device is device for cells in gain_cell_layers(loaded.model))
 
 
