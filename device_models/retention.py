@@ -177,3 +177,17 @@ def refresh_interval(device: DeviceModel) -> float | None:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if droop(middle) < allowed else (low, middle)
     return 0.5 * (low + high)
+
+
+def signal_left(device: DeviceModel, age: float) -> float:
+    """Return the share [1] of a full stored excursion that the median cell has left at an age [s].
+
+    ``min over both ends of the storage range of (V(age) - v_inf) / (V(0) - v_inf)``; a refresh writes a value anew.
+    """
+    interval, storage, retention = refresh_interval(device), device.storage, device.retention
+    rest = storage.v_zero if retention.v_inf is None else retention.v_inf
+    ends = np.array([end for end in (storage.v_min, storage.v_max) if end != rest])
+    now = stored_voltage(
+        ends, age if interval is None else min(age, interval), retention, temperature=device.operation.temperature
+    )
+    return float(((now - rest) / (ends - rest)).min())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from device_models import InputError
 from fllm.energy import energy_facts, training_facts
@@ -43,10 +44,15 @@ def stored_counts(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> Even
 
 def energy_of_token(counts: EventCounts, prepared: Prepared) -> dict[str, Any]:
     """Describe what one token of some counts costs on the run's device."""
-    heads = sum(layer.key.gain.numel() for layer in gain_cell_layers(prepared.model))
     return energy_facts(
-        counts, prepared.device, token_period_s=prepared.period_s, stored_heads=heads, seed=prepared.config.seed
-    )
+        counts, prepared.device, token_period_s=prepared.period_s, stored_heads=stored_heads(prepared.model),
+        seed=prepared.config.seed,
+    )  # fmt: skip
+
+
+def stored_heads(model: nn.Module) -> int:
+    """Return the key/value heads of all layers of an emulated model together."""
+    return sum(layer.key.gain.numel() for layer in gain_cell_layers(model))
 
 
 def training_of(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
+import webbrowser
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from device_models import InputError, format_quantity
+from fllm.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, folder_name, print_error, quiet_libraries
 from fllm.cost_cli import cost
 from fllm.device_cli import device_app
 from fllm.observer import Observer
-
-EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+from fllm.sweep_cli import sweep
 
 app = typer.Typer(
     name="fllm",
@@ -37,6 +36,7 @@ app.add_typer(base_app, name="base")
 app.add_typer(data_app, name="data")
 app.add_typer(device_app, name="device")
 app.command("cost")(cost)
+app.command("sweep")(sweep)
 
 
 def main() -> None:
@@ -58,24 +58,20 @@ def _guarded(command: typer.Typer) -> None:
     try:
         sys.exit(command(args=_dashed(sys.argv[1:]), standalone_mode=False) or 0)
     except InputError as problem:
-        _print_error(f"error: {problem}")
+        print_error(f"error: {problem}")
         sys.exit(EXIT_BAD_INPUT)
     except NoArgsIsHelpError:
         sys.exit(EXIT_BAD_INPUT)  # the help is printed already
     except ClickException as problem:
-        _print_error(f"error: {problem.format_message()}")
+        print_error(f"error: {problem.format_message()}")
         sys.exit(EXIT_BAD_INPUT)
     except OSError as problem:
         if problem.filename is None:
             raise
-        _print_error(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions")
+        print_error(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions")
         sys.exit(EXIT_BAD_INPUT)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
-
-
-def _print_error(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
 
 
 def _dashed(arguments: list[str]) -> list[str]:
@@ -130,13 +126,12 @@ def run(
     }
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= dict(parse_setting(text) for text in set_ or [])
-    if name is not None and not re.fullmatch(r"[\w.+-]+", name):
-        raise InputError("not a folder name", where="--name", expected="letters, digits and . _ + -", received=name)
+    folder_name(name)
     if resume is None:
         resolved = load_config(config, settings)
     elif settings or config is not None or name is not None or out is not None:
         raise InputError("--resume takes no other option", where=str(resume), expected="the settings of the run")
-    with _quiet_libraries(), _Terminal(console) as terminal:
+    with quiet_libraries(), _Terminal(console) as terminal:
         from fllm.federation.server_app import RoundFailed
         from fllm.runs import Interrupted
         from fllm.runs import resume as resume_run
@@ -154,30 +149,41 @@ def run(
                 )
         except Interrupted as stopped:
             terminal.close()
-            _print_error(f"interrupted; state saved. Continue with: fllm-run --resume {stopped.folder}")
+            print_error(f"interrupted; state saved. Continue with: fllm-run --resume {stopped.folder}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except KeyboardInterrupt:
             terminal.close()
-            _print_error(f"interrupted; {'nothing was lost, resume again' if resume else 'nothing was saved yet'}")
+            print_error(f"interrupted; {'nothing was lost, resume again' if resume else 'nothing was saved yet'}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except RoundFailed as failed:
             terminal.close()
-            _print_error(f"failed: {failed}")
+            print_error(f"failed: {failed}")
             raise typer.Exit(EXIT_FAILED) from None
     _print_summary(console, finished.result, finished.folder)
 
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs or sweeps.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison of several.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:
-    """Render the reports of runs again, from their result.json alone."""
-    from fllm.report import render
+    """Render reports again from their result.json alone; of several folders, compare them as well."""
+    from fllm.report import render, render_comparison
     from fllm.results import read_result
 
-    for folder in folders:
-        render(read_result(folder / "result.json"), folder)
-        Console().print(str(folder / "report.html"), soft_wrap=True, highlight=False)
+    if out is not None and len(folders) == 1:
+        raise InputError("one folder is rendered in its place", where="--out", expected="two or more to compare")
+    results = [read_result(folder / "result.json") for folder in folders]
+    pages = [render(result, folder)[0] for result, folder in zip(results, folders, strict=True)]
+    if len(folders) > 1:
+        names = [folder.resolve().name for folder in folders]
+        target = out or folders[0].resolve().parent / f"comparison-{'-'.join(names)}"[:100]
+        pages.append(render_comparison(results, names, target)[0])
+    for page in pages:
+        Console().print(str(page), soft_wrap=True, highlight=False)
+    if open_:
+        webbrowser.open(pages[-1].resolve().as_uri())
 
 
 @base_app.command("build")
@@ -195,7 +201,7 @@ def base_build(
     if (steps is not None and steps < 1) or (seed is not None and seed < 0) or threads < 1:
         raise InputError("out of range", where="fllm base build", expected="--steps and --threads >= 1, --seed >= 0")
     console = Console()
-    with _quiet_libraries():
+    with quiet_libraries():
         import torch
 
         from fllm.model.pretrain import BaseRecipe, build_base
@@ -289,16 +295,6 @@ def _number(value: float | None, form: str) -> str:
 
 def _quantity(value: float | None, unit: str) -> str:
     return "-" if value is None else format_quantity(value, unit)
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep other libraries' log lines and warnings off the terminal; ours are exceptions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", message="The PEFT config's")
-        warnings.filterwarnings("ignore", message=".*no effect of")  # the summary says it
-        yield
 
 
 def _print_summary(console: Console, result: Mapping[str, Any], folder: Path) -> None:

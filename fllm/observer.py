@@ -23,6 +23,16 @@ class Observer:
         """Take note of the end: status ``completed``, ``interrupted``, or ``running`` where something broke."""
 
 
+class SweepObserver(Observer):
+    """What a sweep tells while it goes on; the terminal overrides it."""
+
+    def rows_expected(self, total: int, done: int) -> None:
+        """Take note of how many evaluations there are, and how many an earlier session finished."""
+
+    def rows_done(self, number: int, reason: str | None) -> None:
+        """Take note of finished evaluations, or of failed ones and why."""
+
+
 class Observers(Observer):
     """Several observers as one, each told in turn."""
 

@@ -107,7 +107,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     observer.stage("scoring the baselines")
     period_s = bench.loaded.placing.token_period_s
     chips = [Die(seed_of(config.seed, "hospital's chip", index), device) for index in range(len(cases.clients))]
-    dies = evaluation_dies(config, device)
+    dies = [evaluation_die(config, device, number) for number in range(config.dies)]
     idle = idle_effects(device, die=True, noise=True, token_period_s=period_s)
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -177,9 +177,9 @@ def token_period_of(config: RunConfig) -> float | str:
     return "auto" if config.token_period == "auto" else parse_quantity(config.token_period, "s")
 
 
-def evaluation_dies(config: RunConfig, device: DeviceModel) -> list[Die]:
-    """Return the chips that a run's model is evaluated on; none of them is a hospital's."""
-    return [Die(seed_of(config.seed, "die of evaluation", index), device) for index in range(config.dies)]
+def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
+    """Return one of the chips that a run's model is evaluated on; none of them is a hospital's."""
+    return Die(seed_of(config.seed, "die of evaluation", number), device)
 
 
 def _hospitals(

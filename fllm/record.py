@@ -6,14 +6,16 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_models import DeviceModel
 from device_models.machines import Network
 from fllm.config import RunConfig
 from fllm.data import DIAGNOSES, Case, Cohort
 from fllm.energy import cost_sources, provenance_rows
-from fllm.evaluation import Prompt
+
+if TYPE_CHECKING:  # torch is not needed to describe a device
+    from fllm.evaluation import Prompt
 
 NOT_MODELLED = (
     "correlation of flicker noise between reads, gradients of mismatch across a die, stuck cells, ageing but for drift",

@@ -1,4 +1,4 @@
-"""The record of one run: ``result.json`` and the table ``rounds.csv``, written atomically and read strictly.
+"""The record of a run or a sweep, ``result.json``, and the table ``rounds.csv``: written atomically, read strictly.
 
 Both files are functions of the result alone. ``rounds.csv`` holds no wall-clock time and no date, so that two runs
 with one seed give the same bytes.
@@ -19,6 +19,9 @@ from device_models.errors import InputError
 
 SCHEMA_VERSION = 1
 
+SWEEP = "sweep"
+"""``kind`` of the result of a sweep; that of a run has none."""
+
 _REQUIRED: dict[str, type] = {
     "status": str,
     "name": str,
@@ -26,8 +29,9 @@ _REQUIRED: dict[str, type] = {
     "data": dict,
     "model": dict,
     "device": dict,
-    "rounds": list,
 }
+_RESULT = "the result.json of a run or a sweep"
+_LISTS = {None: ("rounds",), SWEEP: ("keys", "points", "rows", "adapters")}
 
 # Column of rounds.csv -> where its number lies in a round. Ratios and counts have no unit; all else carries it.
 # energy_j is that of forward passes; the last three are all of training, in three places that are not one system.
@@ -80,11 +84,11 @@ def write_result(path: Path | str, result: Mapping[str, Any]) -> None:
         ValueError: If a number is NaN or infinite (write null instead).
     """
     text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _replace(Path(path), f"{text}\n")
+    replace_file(Path(path), f"{text}\n")
 
 
 def read_result(path: Path | str) -> dict[str, Any]:
-    """Read ``result.json``.
+    """Read the ``result.json`` of a run or a sweep.
 
     Raises:
         InputError: If the file cannot be read, is not JSON, has another schema version or lacks a required key.
@@ -102,7 +106,10 @@ def read_result(path: Path | str) -> dict[str, Any]:
             received=version,
             remedy="run again with this version of fllm, or read it with the version that wrote it",
         )
-    for key, kind in _REQUIRED.items():
+    if result.get("kind") not in _LISTS:
+        raise InputError("unknown kind", where=where, expected="a run or a sweep", received=result["kind"])
+    lists = dict.fromkeys(_LISTS[result.get("kind")], list)
+    for key, kind in {**_REQUIRED, **lists}.items():
         if not isinstance(result.get(key), kind):
             received = type(result[key]).__name__ if key in result else "no such key"
             expected = {"str": "a string", "dict": "an object", "list": "a list"}[kind.__name__]
@@ -111,13 +118,18 @@ def read_result(path: Path | str) -> dict[str, Any]:
 
 
 def write_rounds_csv(path: Path | str, result: Mapping[str, Any]) -> None:
-    """Write one row per round, columns :data:`ROUND_COLUMNS`; a number that is not known is an empty cell."""
+    """Write ``rounds.csv`` atomically."""
+    replace_file(Path(path), rounds_csv(result))
+
+
+def rounds_csv(result: Mapping[str, Any]) -> str:
+    """Return one row per round, columns :data:`ROUND_COLUMNS`; a number that is not known is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(ROUND_COLUMNS)
     for row in result["rounds"]:
         writer.writerow([value_at(row, *keys) for keys in _ROUND_PATHS.values()])
-    _replace(Path(path), text.getvalue())
+    return text.getvalue()
 
 
 def _text(path: Path) -> str:
@@ -125,13 +137,11 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(
-            "no such file", where=str(path), expected="the result.json of a run", remedy="check the path"
-        ) from None
+        raise InputError("no such file", where=str(path), expected=_RESULT, remedy="check the path") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(
-            f"cannot be read ({reason})", where=str(path), expected="the result.json of a run", remedy="check the path"
+            f"cannot be read ({reason})", where=str(path), expected=_RESULT, remedy="check the path"
         ) from None
     except UnicodeDecodeError:
         raise InputError("not a text file", where=str(path), expected="JSON in UTF-8") from None
@@ -147,12 +157,12 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}, column {error.colno}"
-        raise InputError(f"not JSON ({error.msg})", where=place, expected="the result.json of a run") from None
+        raise InputError(f"not JSON ({error.msg})", where=place, expected=_RESULT) from None
     except RecursionError:
-        raise InputError("nested too deeply", where=where, expected="the result.json of a run") from None
+        raise InputError("nested too deeply", where=where, expected=_RESULT) from None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write beside the target, flush to disk, then put it in the target's place."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)

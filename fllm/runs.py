@@ -105,6 +105,14 @@ def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
     return _go_on(prepared, folder, observer, started)
 
 
+def run_or_resume(config: RunConfig, folder: Path, *, command: str, observer: Observer | None = None) -> None:
+    """See to it that there is a finished run in a folder; raises as :func:`run` and :func:`resume` do."""
+    if not (folder / RESULT).exists():
+        run(config, out=folder.parent, name=folder.name, command=command, observer=observer)
+    elif read_result(folder / RESULT)["status"] != "completed":
+        resume(folder, observer=observer)
+
+
 def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
     """Run the rounds that are missing; an interruption leaves the last whole one to go on from."""
     record = prepared.record

@@ -1,0 +1,187 @@
+"""Where the tasks of a sweep run: processes of this machine, or a Ray cluster.
+
+Both give finished tasks in the order in which they finish. A worker that dies takes its task with it: it is tried
+once more, then recorded as failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from device_models import InputError
+from fllm.sweeps.tasks import Done, Task, failed
+
+Engine = Callable[[Sequence[Task], int], Iterator[Done]]
+_TRIES = 2
+
+
+def local(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
+    """Run tasks in processes of this machine, one thread each; leaving the iterator ends them.
+
+    Not ``concurrent.futures``: there one process that is killed, as for want of memory, breaks all the others, and
+    ``multiprocessing.Pool`` waits for its task for ever.
+    """
+    waiting = deque((task, 1) for task in tasks)
+    idle = [_Process() for _ in range(min(workers, len(tasks)))]
+    busy: dict[_Process, tuple[Task, int]] = {}
+    try:
+        while waiting or busy:
+            while waiting and idle:
+                process = idle.pop()
+                busy[process] = waiting.popleft()
+                process.send(busy[process][0])
+            ready = wait([process.pipe for process in busy])
+            for process in [process for process in busy if process.pipe in ready]:
+                task, tries = busy.pop(process)
+                done = process.receive()
+                if done is not None:
+                    idle.append(process)
+                    yield done
+                elif tries < _TRIES:
+                    idle.append(_Process())
+                    waiting.appendleft((task, tries + 1))
+                else:
+                    idle.append(_Process())
+                    yield _died(task, process.exit_code())
+    finally:
+        for process in (*idle, *busy):
+            process.kill()
+
+
+class _Process:
+    """A worker in a process of its own."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+
+    def send(self, task: Task) -> None:
+        with contextlib.suppress(OSError):  # it died while it was idle: receive() finds out
+            self.pipe.send(task)
+
+    def receive(self) -> Done | None:
+        """Return what the worker sent; None if it died."""
+        try:
+            done: Done = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        return done
+
+    def exit_code(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _work(pipe: Connection) -> None:
+    """Do what comes through the pipe until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process; ours to end is the parent's
+    _end_with_parent()
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(quiet_worker()(task))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, however that ended: no orphan may go on writing."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def quiet_worker() -> Callable[[Task], Done]:
+    """Return this process's worker, whose libraries keep their log lines and warnings to themselves."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from fllm.sweeps.bench import Worker
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return Worker()
+
+
+def _died(task: Task, code: int | None) -> Done:
+    return failed(task, f"its process died twice (exit code {code}); with too little memory, fewer --workers help")
+
+
+def on_ray(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
+    """Run tasks on a Ray cluster: the one that this machine belongs to, else one started here for so many workers.
+
+    Each task asks for one CPU. Files named in the configuration must be readable on every node.
+
+    Raises:
+        InputError: If Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "Ray is not installed", where="--engine ray", remedy="pip install 'fllm[ray]', or --engine local"
+        ) from None
+    started = _join_or_start(ray, workers)
+    try:
+        yield from _gathered(ray, tasks)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _join_or_start(ray: Any, workers: int) -> bool:
+    """Connect to a cluster; return whether it was ours to start."""
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    with contextlib.suppress(ConnectionError):
+        ray.init(address="auto", **quiet)
+        return True
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+    return True
+
+
+def _gathered(ray: Any, tasks: Sequence[Task]) -> Iterator[Done]:
+    remote = ray.remote(num_cpus=1, max_retries=_TRIES - 1, max_calls=0)(_do)
+    running = {remote.remote(task): task for task in tasks}
+    try:
+        while running:
+            finished, _ = ray.wait(list(running), num_returns=1)
+            task = running.pop(finished[0])
+            try:
+                yield ray.get(finished[0])
+            except ray.exceptions.RayError:
+                yield _died(task, None)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _do(task: Task) -> Done:
+    return quiet_worker()(task)
+
+
+ENGINES: dict[str, Engine] = {"local": local, "ray": on_ray}

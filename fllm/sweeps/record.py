@@ -1,0 +1,133 @@
+"""What ``result.json`` says of a sweep around its rows, and the plan read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from device_models import InputError, load_device, parse_quantity
+from fllm.config import RunConfig, validate_config
+from fllm.energy import cost_sources
+from fllm.record import assumptions, device_facts, environment
+from fllm.results import SCHEMA_VERSION, SWEEP, read_result
+from fllm.sweeps.design import parse_vary
+from fllm.sweeps.plan import Plan, Point, base_values, make_plan
+
+
+def describe(plan: Plan, adapters: list[dict[str, Any]]) -> dict[str, Any]:
+    """Describe a sweep before anything is computed."""
+    config, base = plan.config, base_values(plan)
+    device = load_device(config.device_model, config.device)
+    period = None if config.token_period == "auto" else parse_quantity(config.token_period, "s")
+    written = _written(plan)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": SWEEP,
+        "status": "running",
+        "mode": plan.mode,
+        "design": {
+            "kind": plan.design, "drawn": plan.drawn, "points": sum(not p.added for p in plan.points),
+            "seed": config.seed,
+        },
+        "dies": plan.dies,
+        "seeds": list(plan.seeds),
+        "keys": [
+            {
+                "key": key.name,
+                "unit": key.unit,
+                "ordered": _is_ordered(plan, key.name),
+                "column": key.column,
+                "values": written[key.name],
+                "spec": key.vary.spec,
+                "base": base[key.name][0],
+                "base_si": base[key.name][1],
+            }
+            for key in plan.keys
+        ],
+        "config": config.model_dump(mode="json"),
+        "device": device_facts(device, config, period),
+        "environment": environment(config),
+        "sources": cost_sources(device) | {"user": "Set by the user of this sweep"},
+        "assumptions": assumptions(device, config),
+        "data": {},
+        "model": {},
+        "baselines": {},
+        "not_modelled": [],
+        "adapters": adapters,
+        "points": [_point(point) for point in plan.points],
+        "rows": [],
+        "final": None,
+    }  # fmt: skip
+
+
+def _written(plan: Plan) -> dict[str, list[Any]]:
+    """Return the different values of each key, in the order given."""
+    found: dict[str, list[Any]] = {key.name: [] for key in plan.keys}
+    for point in plan.points:
+        for name, value in point.settings.items():
+            if not point.added and value not in found[name]:
+                found[name].append(value)
+    return found
+
+
+def _is_ordered(plan: Plan, name: str) -> bool:
+    values = [point.values[name] for point in plan.points if name in point.values]
+    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "point": point.number,
+        "settings": dict(point.settings),
+        "values": dict(point.values),
+        "settings_sha256": point.sha256,
+        "base": point.base,
+        "added": point.added,
+        "same_as": point.same_as,
+        "warnings": [],
+    }
+
+
+def plan_of(record: Mapping[str, Any], where: str) -> Plan:
+    """Make the plan of a sweep from its record again; raises InputError."""
+    return make_plan(
+        validate_config(record["config"], where), [parse_vary(f"{key['key']}={key['spec']}") for key in record["keys"]],
+        design=record["design"]["kind"], points=record["design"]["drawn"], mode=record["mode"], dies=record["dies"],
+        seeds=record["seeds"], confirmed=True,
+    )  # fmt: skip
+
+
+def given_adapter(path: Path, plan: Plan, seed: int) -> dict[str, Any]:
+    """Describe the adapter of a finished run; raises InputError if it is none, or does not belong to the seed."""
+    run = read_result(path / "result.json")
+    if run.get("kind") == SWEEP or run["status"] != "completed":
+        raise InputError("not a finished run", where=str(path), expected="the folder of a completed fllm-run")
+    if run["config"]["seed"] != seed:
+        raise InputError("of another seed", where=str(path), expected=str(seed), received=run["config"]["seed"])
+    own = _training(validate_config(run["config"], str(path / "result.json")))
+    for key, value in _training(plan.config).items():
+        if own[key] != value:
+            raise InputError(
+                "trained with another configuration", where=f"{path}: {key}", expected=repr(value), received=own[key]
+            )  # fmt: skip
+    return adapter_facts(path.resolve(), run)
+
+
+def _training(config: RunConfig) -> dict[str, Any]:
+    """Return what two runs must share for their adapters to stand for the same thing."""
+    apart = {"device", "device_model", "token_period", "adaptation", "dies", "seed", "threads", "network"}
+    return config.model_dump(mode="json", exclude=apart)
+
+
+def adapter_facts(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the adapter that a run has trained."""
+    return {
+        "seed": run["config"]["seed"],
+        "run": run["name"],
+        "folder": str(folder),
+        "sha256": run["final"]["adapter_sha256"],
+        "device": run["device"]["name"],
+        "rounds": run["config"]["num_rounds"],
+        "test_cases": run["data"]["num_test"],
+    }
