@@ -10,7 +10,7 @@ from typing import Any
 
 from device_models.costs import ACCELERATOR, ARRAYS, PARTS
 from fllm.report.answer import answer
-from fllm.report.formatting import engineering, plural, significant
+from fllm.report.formatting import Quantity, engineering, plural, significant
 from fllm.results import value_at
 from hwsim.training import NETWORK
 
@@ -53,7 +53,7 @@ def ends(found: Interval | None, unit: str = "J") -> str:
     low, high = found.get("lower_95", found.get("low")), found.get("upper_95", found.get("high"))
     if low is None or high is None or low == high:
         return ""
-    return f"{engineering(low, unit)} to {engineering(high, unit)}"
+    return Quantity(f"{engineering(low, unit)} to {engineering(high, unit)}", low, unit, to=high)
 
 
 def baselines_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

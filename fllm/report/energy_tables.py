@@ -19,7 +19,7 @@ from fllm.report.energy_facts import (
     telling,
     training_of,
 )
-from fllm.report.formatting import NOTHING, count, engineering, share, times
+from fllm.report.formatting import NOTHING, Quantity, count, engineering, share, times
 from fllm.report.tables import Group, Row, Table, kind_badge, link_sources
 from fllm.results import value_at
 
@@ -51,7 +51,7 @@ def prices_table(result: Mapping[str, Any]) -> Table | None:
     columns = ("Part and event", "Count per token", "Price per event", "Kind", "Source", "Energy per token",
                "95 % interval", "Share")  # fmt: skip
     caption = "Modelled energy of one token; shares are those of both lines together"
-    return Table(caption, columns, groups, frozenset({1, 2, 5, 6, 7}))
+    return Table(caption, columns, groups, frozenset({1, 2, 5, 6, 7}), sortable=True, filterable=True)
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table | None:
@@ -98,8 +98,8 @@ def baselines_table(result: Mapping[str, Any]) -> Table | None:
         ]
         groups.append(Group(members, (f"Scope: {scope}", "", "", "", "", "", _leakage(rows, scope))))
     columns = ("Same token on", "Energy there", "Energy here", "There / here", "Kind", "Sources", "Caveat")
-    return Table("Energy of one token, in the same scope there and here", columns, groups, frozenset({1, 2, 3}),
-                 frozenset({6}))  # fmt: skip
+    caption = "Energy of one token, in the same scope there and here"
+    return Table(caption, columns, groups, frozenset({1, 2, 3}), frozenset({6}), sortable=True, filterable=True)
 
 
 def _leakage(rows: list[Mapping[str, Any]], scope: str) -> str:
@@ -164,14 +164,15 @@ def training_rounds_table(result: Mapping[str, Any]) -> Table | None:
     if not rows:
         return None
     columns = ("Round", *(place.capitalize() for place in PLACES))
-    return Table("Energy of training by round, all clients", columns, [Group(rows)], frozenset({1, 2, 3}))
+    caption = "Energy of training by round, all clients"
+    return Table(caption, columns, [Group(rows)], frozenset({1, 2, 3}), sortable=True)
 
 
 def square_mm(area_m2: float) -> str:
     """Write an area in mm2, which a chip's area is told in."""
     millimetres = area_m2 * 1e6
     shown = f"{millimetres:,.0f}" if millimetres >= 1000 else f"{millimetres:.3g}"
-    return f"{shown}\N{NO-BREAK SPACE}mm²"
+    return Quantity(f"{shown}\N{NO-BREAK SPACE}mm²", area_m2, "m²")
 
 
 def _sum_row(name: str, found: Interval, total: float) -> Row:

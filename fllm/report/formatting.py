@@ -1,6 +1,6 @@
 """Numbers as a reader wants them: three significant digits, engineering prefixes, a dash where nothing is known.
 
-A no-break space stands between number and unit.
+A no-break space stands between number and unit. What is written still knows the number that it shows.
 """
 
 from __future__ import annotations
@@ -16,16 +16,52 @@ _PREFIXES = {
 }  # fmt: skip
 
 
+class Quantity(str):
+    """A number as a reader sees it, with the number itself: a page sorts by it and shows it in full on hovering.
+
+    Attributes:
+        value: The number in SI, unrounded; of an interval its lower end.
+        exact: All that the text shows, unrounded, with its unit: "5.9512e-07 J".
+    """
+
+    value: float
+    exact: str
+
+    def __new__(
+        cls, text: str, value: float, unit: str = "", *, std: float | None = None, to: float | None = None
+    ) -> Quantity:
+        """Attach numbers to a text.
+
+        Args:
+            text: What is shown.
+            value: The number that it shows, in SI.
+            unit: Unit of the number.
+            std: Standard deviation that the text shows too.
+            to: Upper end of the interval that begins with the number.
+        """
+        self = super().__new__(cls, text)
+        self.value = value
+        numbers = _full(value) + (
+            f" ± {_full(std)}" if std is not None else f" to {_full(to)}" if to is not None else ""
+        )
+        self.exact = f"{numbers} {unit}".rstrip()
+        return self
+
+    def __getnewargs__(self) -> tuple[str, float]:  # type: ignore[override]
+        """Let it be copied and pickled, which a string with a second argument is not by itself."""
+        return str(self), self.value
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """Write a plain number with so many significant digits: 0.912, 12.3, 4567 stays 4567."""
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == 0:
-        return "0"
+        return Quantity("0", value)
     exponent = _rounded_exponent(value, digits)
     if not -4 <= exponent <= 6:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+        return Quantity(f"{value:.{digits - 1}e}", value)
+    return Quantity(f"{value:.{max(0, digits - 1 - exponent)}f}", value)
 
 
 def prefix_exponent(value: float) -> int:
@@ -46,14 +82,14 @@ def engineering(value: float | None, unit: str) -> str:
     if value is None or not math.isfinite(value):
         return NOTHING
     exponent = prefix_exponent(value)
-    return f"{significant(value / 10.0**exponent)}{_SPACE}{prefix(exponent)}{unit}"
+    return Quantity(f"{significant(value / 10.0**exponent)}{_SPACE}{prefix(exponent)}{unit}", value, unit)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """Write a fraction as a percentage."""
     if fraction is None or not math.isfinite(fraction):
         return NOTHING
-    return f"{100 * fraction:.{digits}f}{_SPACE}%"
+    return Quantity(f"{100 * fraction:.{digits}f}{_SPACE}%", fraction)
 
 
 def share(part: float, total: float, digits: int = 1) -> str:
@@ -62,7 +98,7 @@ def share(part: float, total: float, digits: int = 1) -> str:
         return NOTHING
     smallest = 10.0 ** (-digits - 2)
     if 0 < part / total < smallest / 2:
-        return f"<{_SPACE}{percent(smallest, digits)}"
+        return Quantity(f"<{_SPACE}{percent(smallest, digits)}", part / total)
     return percent(part / total, digits)
 
 
@@ -70,7 +106,7 @@ def interval(bounds: list[float] | None) -> str:
     """Write a pair of fractions as "66.0 to 76.2 %"."""
     if not bounds or len(bounds) != 2:
         return NOTHING
-    return f"{100 * bounds[0]:.1f} to {percent(bounds[1])}"
+    return Quantity(f"{100 * bounds[0]:.1f} to {percent(bounds[1])}", bounds[0], to=bounds[1])
 
 
 def spread(mean: float | None, std: float | None, dies: int | None, *, fraction: bool = True) -> str:
@@ -79,8 +115,8 @@ def spread(mean: float | None, std: float | None, dies: int | None, *, fraction:
     if mean is None or std is None or not dies or dies < 2:
         return shown
     if fraction:
-        return f"{100 * mean:.1f} ± {percent(std)}"
-    return f"{significant(mean)} ± {significant(std, 2)}"
+        return Quantity(f"{100 * mean:.1f} ± {percent(std)}", mean, std=std)
+    return Quantity(f"{significant(mean)} ± {significant(std, 2)}", mean, std=std)
 
 
 def count(value: float | None) -> str:
@@ -90,7 +126,7 @@ def count(value: float | None) -> str:
     if abs(value) >= 1e6:
         return engineering(value, "")
     if float(value).is_integer() or abs(value) >= 1000:
-        return f"{value:,.0f}"
+        return Quantity(f"{value:,.0f}", value)
     return significant(value)
 
 
@@ -99,8 +135,8 @@ def times(ratio: float | None) -> str:
     if ratio is None or not math.isfinite(ratio) or ratio <= 0:
         return NOTHING
     if ratio < 0.01:
-        return f"1/{_rounded(1 / ratio)}"
-    return f"{_rounded(ratio)}{_SPACE}\N{MULTIPLICATION SIGN}"
+        return Quantity(f"1/{_rounded(1 / ratio)}", ratio)
+    return Quantity(f"{_rounded(ratio)}{_SPACE}\N{MULTIPLICATION SIGN}", ratio)
 
 
 def _rounded(ratio: float) -> str:
@@ -114,6 +150,11 @@ def _rounded(ratio: float) -> str:
 def plural(number: int, noun: str) -> str:
     """Write a count with its noun: "1 round", "4 rounds"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _full(value: float) -> str:
+    """Write all digits of a number, a whole one without a decimal point."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def _rounded_exponent(value: float, digits: int) -> int:

@@ -1,24 +1,21 @@
-"""The report page: one HTML file that carries its style and figures and asks the network for nothing."""
+"""The report of a run: a page that carries its style and figures, the same as Markdown, and the figures beside it."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from fllm.report import answer as facts
-from fllm.report import energy_facts, energy_tables, tables
+from fllm.report.contents import contents
+from fllm.report.downloads import run_downloads
 from fllm.report.drawing import Picture
 from fllm.report.figures import draw_all
-from fllm.report.formatting import NOTHING, count, engineering, percent, significant
-from fllm.results import value_at
+from fllm.report.markdown import run_markdown
+from fllm.report.page import fill, save
 
 
 def render(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``report.html`` and ``figures/`` into a folder; equal results give equal bytes.
+    """Write ``report.html``, ``report.md`` and ``figures/`` into a folder; equal results give equal bytes.
 
     Args:
         result: A result as ``read_result`` returns it; any status, any number of rounds.
@@ -28,125 +25,20 @@ def render(result: Mapping[str, Any], folder: Path) -> list[Path]:
         The written files, the page first.
     """
     pictures = draw_all(result)
-    written = {folder / "report.html": page(result, pictures).encode()}
+    files = {
+        "report.html": page(result, pictures).encode(),
+        "report.md": run_markdown(result, pictures).encode(),
+    }
     for picture in pictures:
-        written[folder / "figures" / f"{picture.name}.png"] = picture.png
-        written[folder / "figures" / f"{picture.name}.svg"] = picture.svg
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for path, content in written.items():
-        path.write_bytes(content)
-    return list(written)
+        files |= {f"figures/{picture.name}.png": picture.png, f"figures/{picture.name}.svg": picture.svg}
+    return save(folder, files)
 
 
 def page(result: Mapping[str, Any], pictures: list[Picture]) -> str:
     """Fill the page's template."""
-    environment = Environment(
-        loader=PackageLoader("fllm.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["data_uri"] = _data_uri
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        name=result["name"],
-        title=facts.title(result),
-        question=facts.question(result),
-        synthetic=bool(result["data"].get("synthetic")),
-        status_note=facts.status_note(result),
-        accuracy=tables.accuracy_table(result),
-        cards=_cards(result),
-        comparison=energy_tables.comparison_table(result),
-        findings=facts.findings(result) + energy_facts.meanings(result),
-        certainty=facts.certainty(result) + energy_facts.certainty(result),
-        rounds=tables.rounds_table(result),
+    return fill(
+        "report.html.j2",
+        **contents(result),
         pictures={picture.name: picture for picture in pictures},
-        prices=energy_tables.prices_table(result),
-        tornado=bool(energy_facts.energy_of(result).get("tornado")),
-        baselines=energy_tables.baselines_table(result),
-        area=energy_tables.area_table(result),
-        training=energy_tables.training_table(result),
-        training_rounds=energy_tables.training_rounds_table(result),
-        training_lines=energy_facts.training_lines(result),
-        network=tables.network_table(result),
-        clients=tables.clients_table(result),
-        data_lines=_data_lines(result),
-        device_title=facts.device_title(result),
-        device=tables.device_table(result),
-        not_modelled=result.get("not_modelled") or [],
-        config=tables.mapping_table("Configuration", ("Key", "Value"), result["config"]),
-        environment=tables.mapping_table("Environment", ("What", "Value"), _environment(result)),
-        command=result.get("command"),
-        limits=facts.limits(result),
-        sources=tables.source_list(result),
+        downloads=run_downloads(result),
     )
-
-
-def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """Energy and latency as (title, number, lines below it)."""
-    found = facts.answer(result)
-    energy = energy_facts.energy_lines(result)
-    largest = next(iter(found.parts_j.items()), None)
-    total = sum(found.parts_j.values())
-    if largest and total > 0 and not energy_facts.energy_of(result).get("dominates"):
-        energy.append(f"Largest part: {largest[0]}, {percent(largest[1] / total, 0)}")
-    assumed = facts.energy_by_kind(result).get("assumed")
-    if assumed is not None:
-        energy.append(f"{percent(assumed, 0)} of it rests on assumed prices")
-    if activation := facts.activation_line(result):
-        energy.append(activation)
-    latency = energy_facts.latency_lines(result)
-    if period := facts.token_period_line(result):
-        latency.append(period)
-    return [
-        ("Energy per token", engineering(found.energy_per_token_j, "J"), energy),
-        ("Latency per token", engineering(found.latency_per_token_s, "s"), latency),
-    ]
-
-
-def _data_lines(result: Mapping[str, Any]) -> list[str]:
-    """Describe the data in a few lines."""
-    data = result["data"]
-    prompt = data.get("tokens_per_prompt") or {}
-    lines = [
-        f"{count(data.get('num_cases'))} cases, {count(data.get('num_train'))} for training and "
-        f"{count(data.get('num_test'))} for the test; source: {data.get('source') or 'not named'}."
-    ]
-    if data.get("fields"):
-        lines.append(f"Fields in the prompt: {', '.join(data['fields'])}.")
-    if prompt:
-        sizes = [f"{name} {significant(prompt.get(key))}" for key, name in _PROMPT_SIZES.items()]
-        lines.append(f"Tokens per prompt: {', '.join(sizes)}. Truncated: {data.get('truncated_prompts', NOTHING)}.")
-    return lines
-
-
-_PROMPT_SIZES = {"median": "median", "p95": "95th percentile", "max": "longest"}
-
-
-def _environment(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect everything that tells where and on what the run was made."""
-    final = result.get("final") or {}
-    model = result["model"]
-    values: dict[str, Any] = {
-        "run created": result.get("created"),
-        "seed": result.get("seeds") or {},
-        "data SHA-256": result["data"].get("sha256"),
-        "device file SHA-256": result["device"].get("file_sha256"),
-        "model": {key.replace("_", " "): value for key, value in model.items()},
-        "trained adapter SHA-256": final.get("adapter_sha256"),
-        **(result.get("environment") or {}),
-    }
-    if final.get("wall_seconds") is not None:
-        values["simulator's own running time (not the modelled hardware)"] = f"{significant(final['wall_seconds'])} s"
-    if final.get("peak_memory_bytes") is not None:
-        values["simulator's own peak memory"] = engineering(final["peak_memory_bytes"], "B")
-    if value_at(result, "final", "counts"):
-        values["events counted"] = final["counts"]
-    return values
-
-
-def _data_uri(svg: bytes) -> str:
-    """Inline an SVG file as an address of its own."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"

@@ -34,7 +34,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its caption, its columns, which of them hold numbers or prose, and its rows in groups."""
+    """A table: its caption, its columns, which of them hold numbers or prose, and its rows in groups.
+
+    A cell is text, safe markup, or a :class:`~fllm.report.formatting.Quantity`, which knows the number that it shows;
+    a page sorts by that number. A sortable table gets a button in each heading and is sorted inside its groups; a
+    filterable one gets a field that hides the rows without the words typed, for tables too long to see at once.
+    """
 
     caption: str
     columns: tuple[str, ...]
@@ -42,6 +47,8 @@ class Table:
     numeric: frozenset[int] = field(default_factory=frozenset)
     prose: frozenset[int] = field(default_factory=frozenset)
     wide: bool = False
+    sortable: bool = False
+    filterable: bool = False
 
     def css(self, column: int) -> str:
         """Class of the cells of a column."""
@@ -90,6 +97,7 @@ def rounds_table(result: Mapping[str, Any]) -> Table:
         [Group(rows)],
         frozenset(range(1, len(columns))),
         wide=True,
+        sortable=True,
     )
 
 
@@ -113,7 +121,7 @@ def clients_table(result: Mapping[str, Any]) -> Table:
     columns = ("Client", "Cases", *labels)
     blank = ("",) * (len(columns) - 1)
     groups = [Group(rows, ("Training cases by client", *blank)), Group(sums, ("Whole data set", *blank))]
-    return Table("Cases and their labels", columns, groups, frozenset(range(1, len(columns))))
+    return Table("Cases and their labels", columns, groups, frozenset(range(1, len(columns))), sortable=True)
 
 
 def device_table(result: Mapping[str, Any]) -> Table:
@@ -126,7 +134,8 @@ def device_table(result: Mapping[str, Any]) -> Table:
         if members:
             heading = (f"{kind.capitalize()} ({len(members)})", "", "", "", "", "")
             groups.append(Group([_device_row(entry, result) for entry in members], heading))
-    return Table(f"{len(entries)} numbers, grouped by kind", _NUMBER_COLUMNS, groups, prose=frozenset({5}))
+    caption = f"{len(entries)} numbers, grouped by kind"
+    return Table(caption, _NUMBER_COLUMNS, groups, prose=frozenset({5}), filterable=True)
 
 
 def network_table(result: Mapping[str, Any]) -> Table | None:

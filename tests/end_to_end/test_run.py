@@ -31,7 +31,7 @@ FIGURES = {"baselines", "communication", "energy_parts", "loss", "rounds", "time
 def test_run_writes_everything_and_nothing_else(finished: RunResult) -> None:
     folder = finished.folder
     assert {path.name for path in folder.iterdir()} == {
-        "result.json", "rounds.csv", "report.html", "adapter", "figures",
+        "result.json", "rounds.csv", "report.html", "report.md", "adapter", "figures",
     }  # fmt: skip
     assert {path.name for path in (folder / "figures").iterdir()} == {
         f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")

@@ -1,14 +1,20 @@
-"""A result with invented numbers, in the shape that a run writes."""
+"""A result with invented numbers, in the shape that a run writes, and a browser to read its page with."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fllm.report.drawing import Picture
 from fllm.report.html import page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytest.register_assert_rewrite("tests.report.browser")
 
 FIGURES = ("rounds", "loss", "communication", "energy_parts", "tornado", "baselines", "timeline", "training")
 
@@ -25,3 +31,20 @@ def html_of() -> Callable[[dict[str, Any]], str]:
         Picture(name, f"Caption of {name}.", f"Description of the figure {name}.", b"<svg/>", b"") for name in FIGURES
     ]
     return lambda result: page(result, blank).replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Return the system's Chromium, without a window.
+
+    Not for the whole session: while Playwright lives, its event loop counts as running in this thread, and whatever
+    calls asyncio.run in a later test fails.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium on the PATH")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

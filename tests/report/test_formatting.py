@@ -1,12 +1,15 @@
 """Numbers of the page: three significant digits, the right prefix, a dash for nothing."""
 
+import copy
 import math
+import pickle
 
 import pytest
 
 from fllm.report.drawing import shorten
 from fllm.report.formatting import (
     NOTHING,
+    Quantity,
     count,
     engineering,
     interval,
@@ -81,3 +84,24 @@ def test_words_around_numbers() -> None:
     assert spread(0.8, 0.01, 4).split() == ["80.0", "±", "1.0", "%"]
     assert spread(1.5, 0.0, 1, fraction=False) == "1.50"
     assert (plural(1, "round"), plural(1000, "round")) == ("1 round", "1,000 rounds")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "exact"),
+    [
+        (engineering(5.9512e-7, "J"), 5.9512e-7, "5.9512e-07 J"),
+        (engineering(0.0, "B"), 0.0, "0 B"),
+        (percent(0.74166), 0.74166, "0.74166"),
+        (spread(0.746, 0.0123, 4), 0.746, "0.746 ± 0.0123"),
+        (interval([0.658, 0.817]), 0.658, "0.658 to 0.817"),
+        (count(1_048_576), 1_048_576, "1048576"),
+        (share(1e-9, 1.0), 1e-9, "1e-09"),
+        (times(1 / 240), 1 / 240, repr(1 / 240)),
+        (significant(1.2345), 1.2345, "1.2345"),
+    ],
+)
+def test_what_is_written_knows_its_number(quantity: str, value: float, exact: str) -> None:
+    assert isinstance(quantity, Quantity)
+    assert (quantity.value, quantity.exact) == (value, exact)
+    for copied in (copy.deepcopy(quantity), pickle.loads(pickle.dumps(quantity))):
+        assert (copied, copied.value, copied.exact) == (quantity, value, exact)

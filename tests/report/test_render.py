@@ -1,9 +1,13 @@
 """The page and its figures: reproducible, self-contained, accessible, escaped, and whole at any state of a run."""
 
+import base64
 import copy
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +17,7 @@ import pytest
 
 from fllm.report import render
 from fllm.report.answer import activation_line, limits
+from fllm.report.formatting import NOTHING
 from fllm.results import read_result, write_result
 from tests.report.conftest import FIGURES
 
@@ -96,13 +101,44 @@ def test_figures_are_real_pictures(drawn: Path) -> None:
 
 def test_page_asks_the_network_for_nothing(html: str) -> None:
     page = Page(html)
-    assert not page.all("script")
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.all("img"))
     assert [link["href"] for link in page.all("link")] == ["data:,"]
     for link in page.all("a"):
-        assert link["href"].startswith(("#", "https://doi.org/10.")), link
+        allowed = ("data:text/csv;",) if "download" in link else ("#", "https://doi.org/10.")
+        assert link["href"].startswith(allowed), link
     assert html.count("http") == html.count("https://doi.org/") + html.count("http-equiv")
     assert "@import" not in html and "url(" not in html
+
+
+def test_only_our_own_script_may_run(html: str) -> None:
+    page = Page(html)
+    assert page.all("script") == [{}]
+    script = html.partition("<script>")[2].partition("</script>")[0]
+    assert script == (resources.files("fllm.report") / "templates" / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert set(rules) == {"default-src", "img-src", "style-src", "script-src"}
+    handlers = [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert not handlers
+
+
+def test_the_script_reaches_for_nothing() -> None:
+    script = (resources.files("fllm.report") / "templates" / "report.js").read_text(encoding="utf-8")
+    assert len(script.splitlines()) < 120
+    for word in ("fetch", "XMLHttpRequest", "import", "eval", "innerHTML", "window", "localStorage", "http", "</"):
+        assert word not in script
+
+
+def test_a_cell_carries_the_number_that_it_shows(html_of: HtmlOf, result: dict[str, Any]) -> None:
+    result["final"]["prices"][0]["price_j"] = 5.9512e-7
+    result["rounds"][1]["train_loss"] = None
+    html = html_of(result)
+    assert '<td class="number" data-value="5.9512e-07" title="5.9512e-07 J">595 nJ</td>' in html
+    assert f'<td class="number">{NOTHING}</td>' in html
+    assert "±" in html and re.search(r'data-value="0\.\d+" title="0\.\d+ ± 0\.\d+">\d+\.\d ± ', html)
 
 
 def test_page_is_accessible(html: str) -> None:
@@ -179,7 +215,8 @@ def test_special_characters_are_escaped(tmp_path: Path, result: dict[str, Any]) 
     result["final"]["training"]["network_title"] = nasty
     result["final"]["prices"][0] |= {"event": nasty, "part": nasty, "source": nasty, "kind": nasty}
     html = _html(result, tmp_path)
-    assert "<script" not in html
+    assert [tag for tag, _ in Page(html).elements].count("script") == 1
+    assert html.count("<script") == html.count("<script>") == 1  # ours
     assert "&lt;script&gt;" in html
     Page(html)
 
