@@ -20,7 +20,7 @@ from device_models import InputError, format_quantity
 from fllm.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, folder_name, print_error, quiet_libraries
 from fllm.cost_cli import cost
 from fllm.device_cli import device_app
-from fllm.observer import Observer
+from fllm.observer import Observer, Observers
 from fllm.sweep_cli import sweep
 
 app = typer.Typer(
@@ -105,11 +105,15 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder that gets the run's own folder; default reports.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the interrupted run in this folder; takes no more.")
+        Path | None, typer.Option(help="Continue the interrupted run in this folder; takes no more than --track.")
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Log the rounds to tensorboard or mlflow as well; optional extras.")
     ] = None,
 ) -> None:
     """Fine-tune across hospitals through an emulated device; report accuracy, energy, latency and bytes."""
     from fllm.config import load_config, parse_setting
+    from fllm.tracking import make_trackers
 
     console = Console()
     given: dict[str, object] = {
@@ -132,6 +136,7 @@ def run(
     elif settings or config is not None or name is not None or out is not None:
         raise InputError("--resume takes no other option", where=str(resume), expected="the settings of the run")
     with quiet_libraries(), _Terminal(console) as terminal:
+        observer = Observers(terminal, *make_trackers(track or (), warn=terminal.warn))
         from fllm.federation.server_app import RoundFailed
         from fllm.runs import Interrupted
         from fllm.runs import resume as resume_run
@@ -140,12 +145,12 @@ def run(
         logging.getLogger("flwr").setLevel(logging.ERROR)  # set by the import above to INFO
         try:
             if resume is not None:
-                finished = resume_run(resume, observer=terminal)
+                finished = resume_run(resume, observer=observer)
             else:
                 program = "fllm" if sys.argv[1:2] == ["run"] else "fllm-run"
                 command = shlex.join([program, *sys.argv[1:]])
                 finished = start_run(
-                    resolved, out=out or Path("reports"), name=name, command=command, observer=terminal
+                    resolved, out=out or Path("reports"), name=name, command=command, observer=observer
                 )
         except Interrupted as stopped:
             terminal.close()
@@ -284,6 +289,10 @@ class _Terminal(Observer):
         )
         for reason in row["failures"]:
             self._print(f"       a client was left out: {reason}")
+
+    def warn(self, line: str) -> None:
+        """Print a warning between the rounds."""
+        self._print(f"warning  {line}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
