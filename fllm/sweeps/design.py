@@ -14,6 +14,7 @@ two ends (``0.1:0.5``, ``log:0.2 ms:50 ms``).
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 import warnings
@@ -32,6 +33,11 @@ DESIGNS: tuple[Kind, ...] = ("grid", "list", "random", "sobol")
 DRAWN = ("random", "sobol")
 MOST_VALUES = 100_000
 """Values that one key may have."""
+
+_EXACT = 12
+"""Digits that decimal ends and steps have at most."""
+_DRAWS = 1000
+"""Numbers between two ends that a drawn design can tell apart."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = rf"\s*{_NUMBER}\s*[^:,]*"
@@ -120,9 +126,12 @@ class Vary:
         step = 1.0 if plain[3] is None else self._number(plain[3], unit)
         if step <= 0:
             raise self._wrong("step not above zero", "lowest:highest:step")
-        number = 1 + math.floor((high - low) / step * (1 + 1e-12) + 1e-9)
+        steps = (high - low) / step * (1 + 1e-12) + 1e-9
+        number = self._few(1 + math.floor(min(steps, MOST_VALUES)))
         whole = unit is None and all(_is_whole(text) for text in (plain[1], plain[3] or "1"))
-        return self._written([low + i * step for i in range(self._few(number))], unit, whole=whole)
+        found = [low + i * step for i in range(number)]
+        found = [x if abs(x) > 1e-9 * step else 0.0 for x in found]  # what sums of decimals leave of zero
+        return self._written(found, unit, _EXACT, whole=whole)
 
     def _spaced(self, match: re.Match[str], unit: str | None) -> list[object]:
         low, high = self._ends(match[2], match[3], unit)
@@ -131,22 +140,33 @@ class Vary:
         if number < 2:
             raise self._wrong("too few values", "2 or more")
         space = np.geomspace if match[1] == "log" else np.linspace
-        return self._written([float(x) for x in space(low, high, number)], unit)
+        found = [float(x) for x in space(low, high, number)]
+        digits = _digits(min((b - a) / max(abs(a), abs(b)) for a, b in itertools.pairwise(found)), unit)
+        first, last = self._written([low, high], unit, _EXACT)
+        return [first, *self._written(found[1:-1], unit, digits), last]
 
-    def _written(self, numbers: Sequence[float], unit: str | None, *, whole: bool = False) -> list[object]:
-        """Write computed numbers as a file would hold them, with digits that a person reads."""
+    def _written(
+        self, numbers: Sequence[float], unit: str | None, digits: int, *, whole: bool = False
+    ) -> list[object]:  # fmt: skip
+        """Write computed numbers as a file would hold them."""
         if unit is not None:
-            return [format_quantity(x, unit, digits=4) for x in numbers]
-        return [round(x) if whole else float(f"{x:.6g}") for x in numbers]
+            return [format_quantity(x, unit, digits) for x in numbers]
+        return [round(x) if whole else float(f"{x:.{digits}g}") for x in numbers]
 
-    def drawn(self, number: float, unit: str | None, *, whole: bool) -> object:
-        """Write a number that a random design drew."""
-        return self._written([number], unit, whole=whole)[0]
+    def drawn(self, number: float, span: Span, unit: str | None) -> object:
+        """Write a number that a random design drew from a span; rounding does not leave it."""
+        apart = (span.high - span.low) / max(abs(span.low), abs(span.high)) / _DRAWS
+        for digits in (_digits(apart, unit), _EXACT):
+            written = self._written([number], unit, digits, whole=span.whole)[0]
+            if span.low <= self._number(str(written), unit) <= span.high:
+                break
+        return written
 
     def _list(self) -> list[object]:
         try:
             found = parse_yaml(f"[{self.spec}]", f"--vary {self.key}")
-        except InputError:
+            json.dumps(found, default=str)  # a list may hold itself
+        except ValueError:
             raise self._wrong("cannot be read", "values separated by commas, or a range such as 3:8") from None
         return list(found)
 
@@ -171,6 +191,8 @@ class Vary:
         except ValueError:
             expected = "plain numbers" if unit is None else f"quantities in {unit}, such as '1.5 {unit}'"
             raise self._wrong("impossible range", expected) from None
+        if not math.isfinite(number):
+            raise self._wrong("impossible range", "finite ends and step")
         return number
 
     def _wrong(self, what: str, expected: str) -> InputError:
@@ -244,7 +266,7 @@ def _draw(varied: Sequence[tuple[Vary, str | None]], kind: Kind, points: int, se
     for (vary, unit), column in zip(varied, shares.T, strict=True):
         span = vary.span(unit)
         if isinstance(span, Span):
-            columns.append([vary.drawn(span.at(share), unit, whole=span.whole) for share in column.tolist()])
+            columns.append([vary.drawn(span.at(share), span, unit) for share in column.tolist()])
         else:
             columns.append([span[math.floor(share * len(span))] for share in column.tolist()])
     return Points(columns, points, grid=False)
@@ -261,6 +283,11 @@ def _shares(kind: Kind, points: int, keys: int, seed: int) -> NDArray[np.float64
         warnings.simplefilter("ignore", UserWarning)  # numbers that are no power of two are allowed, if less balanced
         drawn: NDArray[np.float64] = Sobol(keys, scramble=True, rng=rng).random(points)
     return np.minimum(drawn, np.nextafter(1.0, 0.0))
+
+
+def _digits(apart: float, unit: str | None) -> int:
+    """Return how many digits to write: few that a person reads, more where numbers lie close (relative distance)."""
+    return min(max(4 if unit is not None else 6, math.ceil(-math.log10(apart)) + 1), _EXACT)
 
 
 def _is_whole(text: str) -> bool:

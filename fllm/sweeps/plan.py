@@ -53,8 +53,9 @@ class Key:
 
     @property
     def column(self) -> str:
-        """Name of its column in the table."""
-        return self.name if self.unit is None else f"{self.name}_{self.unit}"
+        """Name of its column in the table; ``token_period_s`` is the period in effect, which ``auto`` does not say."""
+        name = "set_token_period" if self.name == "token_period" else self.name
+        return name if self.unit is None else f"{name}_{self.unit}"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _check_values(plan: Plan, laid: Points) -> None:
     for index, key in enumerate(plan.keys):
         span = key.vary.span(key.unit) if plan.design in DRAWN else None
         if isinstance(span, Span):  # its ends stand for all between them
-            tried = [key.vary.drawn(end, key.unit, whole=span.whole) for end in (span.low, span.high)]
+            tried = [key.vary.drawn(end, span, key.unit) for end in (span.low, span.high)]
         else:
             tried = list({json.dumps(v, sort_keys=True, default=str): v for v in laid.values[index]}.values())
         listed = listed or laid.listed()
@@ -211,9 +212,9 @@ def _holding(
     points: Sequence[tuple[object, ...]], index: int, value: object, *, exact: bool
 ) -> Iterator[tuple[object, ...]]:
     """Give some points spread over the design with a value at one place."""
-    found = [point for point in points if point[index] == value] if exact else list(points)
-    for point in found[:: max(1, len(found) // TRIED)][:TRIED]:
-        yield (*point[:index], value, *point[index + 1 :])
+    found = [point for point in points if not exact or point[index] is value or point[index] == value]  # NaN is itself
+    for place in sorted({number * (len(found) - 1) // (TRIED - 1) for number in range(TRIED if found else 0)}):
+        yield (*found[place][:index], value, *found[place][index + 1 :])
 
 
 def _problem(plan: Plan, settings: Mapping[str, object]) -> InputError | None:
@@ -298,7 +299,7 @@ class _Effects:
                 si = value
             base = None if device is None else _base_value(key, self._plan.config, device)[1]
             if name != "device_model" and (type(si) is bool, si) != (type(base) is bool, base):
-                effect[name] = si
+                effect[name] = float(si) if type(si) is int else si
         return hashlib.sha256(json.dumps(effect, sort_keys=True, default=str).encode()).hexdigest()
 
     def _device(self, model: str) -> DeviceModel | None:

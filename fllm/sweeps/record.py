@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from device_models import InputError, load_device, parse_quantity
+from device_models import DeviceModel, InputError, load_device, parse_quantity
+from device_models.loading import preset_names
 from fllm.config import RunConfig, validate_config
 from fllm.energy import cost_sources
 from fllm.record import assumptions, device_facts, environment
@@ -46,7 +48,7 @@ def describe(plan: Plan, adapters: list[dict[str, Any]]) -> dict[str, Any]:
             for key in plan.keys
         ],
         "config": config.model_dump(mode="json"),
-        "device": device_facts(device, config, period),
+        "device": device_facts(device, config, period) | {"as_shipped": _as_shipped(device)},
         "environment": environment(config),
         "sources": cost_sources(device) | {"user": "Set by the user of this sweep"},
         "assumptions": assumptions(device, config),
@@ -59,6 +61,15 @@ def describe(plan: Plan, adapters: list[dict[str, Any]]) -> dict[str, Any]:
         "rows": [],
         "final": None,
     }  # fmt: skip
+
+
+def _as_shipped(device: DeviceModel) -> bool:
+    """Return whether the base device is a shipped file with no value changed."""
+    if device.name not in preset_names():
+        return False
+    shipped = load_device(device.name)
+    same = {field.name for field in fields(DeviceModel)} - {"name", "title", "provenance"}
+    return all(getattr(device, name) == getattr(shipped, name) for name in same)
 
 
 def _written(plan: Plan) -> dict[str, list[Any]]:

@@ -80,9 +80,9 @@ class Table:
         self._replace()
 
     def _read(self) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        whole, newline, cut_off = text.rpartition("\n")
-        lines = list(csv.reader(io.StringIO(whole + newline)))
+        whole, newline, cut_off = self.path.read_bytes().rpartition(b"\n")  # a row may end within a character
+        text = (whole + newline).decode("utf-8", errors="replace")
+        lines = list(csv.reader(io.StringIO(text)))
         if not lines or tuple(lines[0]) != self.columns:
             raise InputError(
                 "not the table of this sweep", where=str(self.path), expected=f"{len(self.columns)} columns",
