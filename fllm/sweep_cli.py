@@ -261,7 +261,7 @@ class _Terminal(SweepObserver):
 
 def _print_summary(result: Mapping[str, Any], folder: Path) -> None:
     """Print what a person wants to know; everything else is in the report."""
-    from fllm.report.sweep_terminal import terminal_lines
+    from fllm.report.sweep.terminal import terminal_lines
 
     lines = list(terminal_lines(result))
     final = result["final"]

@@ -18,7 +18,7 @@ def render(result: Mapping[str, Any], folder: Path) -> list[Path]:
         The written files, the page first.
     """
     if result.get("kind") == SWEEP:
-        from fllm.report.sweep_page import render_sweep
+        from fllm.report.sweep.page import render_sweep
 
         return render_sweep(result, folder)
     from fllm.report.html import render as render_run
@@ -32,7 +32,7 @@ def render_comparison(results: Sequence[Mapping[str, Any]], names: Sequence[str]
     Raises:
         InputError: If runs and sweeps are mixed.
     """
-    from fllm.report.comparison import render_comparison as compare
+    from fllm.report.comparison.page import render_comparison as compare
 
     return compare(results, names, folder)
 

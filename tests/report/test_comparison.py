@@ -12,13 +12,13 @@ from typing import Any
 
 import matplotlib
 import pytest
+from fllm.report.comparison.page import render_comparison
 from matplotlib.container import BarContainer
 
 from device_models import InputError
 from device_models.costs import PARTS
-from fllm.report.comparison import render_comparison
-from fllm.report.comparison_csv import comparison_csv
-from fllm.report.comparison_facts import (
+from fllm.report.comparison.csv import comparison_csv
+from fllm.report.comparison.facts import (
     cautions,
     device_differences,
     distinct,
@@ -26,9 +26,9 @@ from fllm.report.comparison_facts import (
     same_cases,
     settings_differences,
 )
-from fllm.report.comparison_figures import LOOKS, MOST, draw_accuracy, draw_energy, draw_rounds, fold
-from fllm.report.comparison_sections import run_sections
-from fllm.report.comparison_tables import accuracy_verdict, against_first_table, parts_table, scores_table
+from fllm.report.comparison.figures import LOOKS, MOST, draw_accuracy, draw_energy, draw_rounds, fold
+from fllm.report.comparison.sections import run_sections
+from fllm.report.comparison.tables import accuracy_verdict, against_first_table, parts_table, scores_table
 from fllm.report.drawing import own_style
 from fllm.report.energy_facts import parts_of
 from tests.report.test_energy_figures import cut_off

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from fllm.report.sweep_bootstrap import bootstrap, flags, interval_of
-from fllm.report.sweep_facts import analyse
-from fllm.report.sweep_points import read_keys, read_points
-from fllm.report.sweep_required import required_values
+from fllm.report.sweep.bootstrap import bootstrap, flags, interval_of
+from fllm.report.sweep.facts import analyse
+from fllm.report.sweep.points import read_keys, read_points
+from fllm.report.sweep.required import required_values
 from tests.report.sweep_example import TAUS, _hex, grid, hand_made, make_sweep
 
 

@@ -3,13 +3,13 @@
 import pytest
 
 from device_models.costs import PARTS
-from fllm.report.sweep_answer import findings
-from fllm.report.sweep_cost_figures import draw_front
-from fllm.report.sweep_costs import OTHER, changing, energy_bars, merged_parts, parts_of_point
-from fllm.report.sweep_facts import analyse
-from fllm.report.sweep_front import changes_energy, choose, pareto_front
-from fllm.report.sweep_method import limits
-from fllm.report.sweep_physics import find_fall, physics
+from fllm.report.sweep.answer import findings
+from fllm.report.sweep.cost_figures import draw_front
+from fllm.report.sweep.costs import OTHER, changing, energy_bars, merged_parts, parts_of_point
+from fllm.report.sweep.facts import analyse
+from fllm.report.sweep.front import changes_energy, choose, pareto_front
+from fllm.report.sweep.method import limits
+from fllm.report.sweep.physics import find_fall, physics
 from fllm.sweeps.table import energy_column
 from tests.report.sweep_example import SLUGS, TAUS, grid, hand_made, make_sweep
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fllm.report.sweep_curves import curves, held_on, neighbours, rises, shown_line, spread_values, violations
-from fllm.report.sweep_facts import analyse
+from fllm.report.sweep.curves import curves, held_on, neighbours, rises, shown_line, spread_values, violations
+from fllm.report.sweep.facts import analyse
 from tests.report.sweep_example import TAUS, grid, hand_made, make_sweep
 
 

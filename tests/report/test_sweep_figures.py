@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fllm.report.drawing import Drawn, own_style
-from fllm.report.sweep_cost_figures import draw_energy_parts, draw_front, draw_latency
-from fllm.report.sweep_costs import changing
-from fllm.report.sweep_curve_figures import draw_cloud, draw_curve
-from fllm.report.sweep_curves import curves
-from fllm.report.sweep_facts import analyse
-from fllm.report.sweep_figures import _figures, draw_sweep, file_name
-from fllm.report.sweep_front import pareto_front
-from fllm.report.sweep_map_figure import _readable, draw_map, has_map
-from fllm.report.sweep_required import main_required, required_values
-from fllm.report.sweep_required_figure import draw_required
+from fllm.report.sweep.cost_figures import draw_energy_parts, draw_front, draw_latency
+from fllm.report.sweep.costs import changing
+from fllm.report.sweep.curve_figures import draw_cloud, draw_curve
+from fllm.report.sweep.curves import curves
+from fllm.report.sweep.facts import analyse
+from fllm.report.sweep.figures import _figures, draw_sweep, file_name
+from fllm.report.sweep.front import pareto_front
+from fllm.report.sweep.map_figure import _readable, draw_map, has_map
+from fllm.report.sweep.required import main_required, required_values
+from fllm.report.sweep.required_figure import draw_required
 from tests.report.sweep_example import PRESETS, TAUS, drawn_points, grid, hand_made, make_sweep
 
 NASTY = "<script>alert('x')</script> $x_1$ | \n a"

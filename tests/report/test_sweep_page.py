@@ -17,9 +17,9 @@ import pytest
 
 from fllm.report import render
 from fllm.report.drawing import Picture
-from fllm.report.sweep_facts import analyse
-from fllm.report.sweep_figures import _figures
-from fllm.report.sweep_page import render_sweep, sweep_markdown, sweep_page
+from fllm.report.sweep.facts import analyse
+from fllm.report.sweep.figures import _figures
+from fllm.report.sweep.page import render_sweep, sweep_markdown, sweep_page
 from tests.report.sweep_example import TAUS, grid, hand_made, make_sweep
 from tests.report.test_render import Page
 from tests.report.test_sweep_figures import NASTY, SHAPES

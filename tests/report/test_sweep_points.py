@@ -1,10 +1,9 @@
 """Means, spreads and intervals of a point, against numbers worked out by hand."""
 
-
 import pytest
 
-from fllm.report.sweep_facts import analyse
-from fllm.report.sweep_points import Key, number_text, t_interval
+from fllm.report.sweep.facts import analyse
+from fllm.report.sweep.points import Key, number_text, t_interval
 from tests.report.sweep_example import TAUS, grid, hand_made, make_sweep
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from fllm.report.sweep_facts import analyse
-from fllm.report.sweep_required import ALLOWED, Required, crossing, main_required, required_values
-from fllm.report.sweep_tables import required_table
+from fllm.report.sweep.facts import analyse
+from fllm.report.sweep.required import ALLOWED, Required, crossing, main_required, required_values
+from fllm.report.sweep.tables import required_table
 from tests.report.sweep_example import TAUS, grid, hand_made, make_sweep
 
 PLACES = np.array([0.0, 1.0, 2.0, 3.0])

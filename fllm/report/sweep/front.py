@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fllm.report.sweep_facts import Sweep
+from fllm.report.sweep.facts import Sweep
 
 CLOSE = 0.01
 """[1] accuracy that a reader may give up for a cheaper device: one point."""

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from device_models.errors import InputError
-from fllm.report import comparison_facts as facts
-from fllm.report import comparison_figures as figures
-from fllm.report import comparison_tables as tables
 from fllm.report.answer import status_note
-from fllm.report.comparison_facts import Result, Results
-from fllm.report.comparison_sections import Section, limits, run_sections, sweep_sections
-from fllm.report.comparison_sweep_figures import draw_all_points, draw_shared
-from fllm.report.comparison_sweep_tables import sweeps_table
-from fllm.report.comparison_sweeps import read_sweeps
+from fllm.report.comparison import facts, figures, tables
+from fllm.report.comparison.facts import Result, Results
+from fllm.report.comparison.sections import Section, limits, run_sections, sweep_sections
+from fllm.report.comparison.sweep_figures import draw_all_points, draw_shared
+from fllm.report.comparison.sweep_tables import sweeps_table
+from fllm.report.comparison.sweeps import read_sweeps
 from fllm.report.drawing import Drawn, picture
 from fllm.report.formatting import plural
 from fllm.report.markdown import bullets, inline, markdown_figure, table_block

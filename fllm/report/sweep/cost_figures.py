@@ -30,9 +30,9 @@ from fllm.report.drawing import (
     rows_figure,
 )
 from fllm.report.formatting import engineering, percent, prefix, prefix_exponent
-from fllm.report.sweep_costs import OTHER, EnergyBars, energy_bars, merged_parts, parts_of_point
-from fllm.report.sweep_curves import Curve, held_on, shown_line
-from fllm.report.sweep_drawing import (
+from fllm.report.sweep.costs import OTHER, EnergyBars, energy_bars, merged_parts, parts_of_point
+from fllm.report.sweep.curves import Curve, held_on, shown_line
+from fllm.report.sweep.drawing import (
     LOOKS,
     STAR,
     KeyAxis,
@@ -44,8 +44,8 @@ from fllm.report.sweep_drawing import (
     legend_below,
     new_axes,
 )
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_front import changes_energy, pareto_front
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.front import changes_energy, pareto_front
 
 FRONT_LETTERS = "ABCDEFGH"
 _LOG_ENERGY = 5.0  # [1] ratio of energies from which their axis is logarithmic

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fllm.report.drawing import CARD, GREY, Drawn
-from fllm.report.sweep_curves import Curve, held_on
-from fllm.report.sweep_drawing import LOOKS, KeyAxis, held_note, legend_below, new_axes
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_points import Key
-from fllm.report.sweep_required import LineRequired, Required
+from fllm.report.sweep.curves import Curve, held_on
+from fllm.report.sweep.drawing import LOOKS, KeyAxis, held_note, legend_below, new_axes
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.points import Key
+from fllm.report.sweep.required import LineRequired, Required
 
 _NAMES = {"ideal": "below the ideal device", "end": "below the better end of the sweep"}
 

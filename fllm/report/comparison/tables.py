@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fllm.report.answer import answer
-from fllm.report.comparison_facts import Differences, Result, Results, plain, same_cases
+from fllm.report.comparison.facts import Differences, Result, Results, plain, same_cases
 from fllm.report.energy_facts import (
     LINES,
     PLACES,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from fllm.report import sweep_answer, sweep_method, sweep_tables, tables
+from fllm.report import tables
 from fllm.report.answer import device_title
 from fllm.report.contents import INTRODUCTIONS
 from fllm.report.downloads import Download, csv_file
 from fllm.report.formatting import engineering, significant
-from fllm.report.sweep_costs import changing
-from fllm.report.sweep_curves import curves
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_figures import file_name
-from fllm.report.sweep_front import choose, differs
-from fllm.report.sweep_physics import physics
-from fllm.report.sweep_required import required_values
+from fllm.report.sweep import answer as sweep_answer
+from fllm.report.sweep import method as sweep_method
+from fllm.report.sweep import tables as sweep_tables
+from fllm.report.sweep.costs import changing
+from fllm.report.sweep.curves import curves
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.figures import file_name
+from fllm.report.sweep.front import choose, differs
+from fllm.report.sweep.physics import physics
+from fllm.report.sweep.required import required_values
 from fllm.sweeps.table import FLAGS, columns_of
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from device_models.costs import ACCELERATOR, ARRAYS, PARTS
 from fllm.report.answer import answer
-from fllm.report.comparison_facts import Results, distinct
+from fllm.report.comparison.facts import Results, distinct
 from fllm.report.drawing import (
     BLUE,
     CARD,

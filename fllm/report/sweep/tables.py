@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from fllm.report.answer import BASELINES
 from fllm.report.formatting import NOTHING, Quantity, engineering, interval, percent, significant
-from fllm.report.sweep_cost_figures import letters
-from fllm.report.sweep_curves import Curve, held_on
-from fllm.report.sweep_facts import Bounds, Sweep
-from fllm.report.sweep_front import Choice, pareto_front
-from fllm.report.sweep_points import Key, Point
-from fllm.report.sweep_required import ALLOWED, LineRequired, Required
+from fllm.report.sweep.cost_figures import letters
+from fllm.report.sweep.curves import Curve, held_on
+from fllm.report.sweep.facts import Bounds, Sweep
+from fllm.report.sweep.front import Choice, pareto_front
+from fllm.report.sweep.points import Key, Point
+from fllm.report.sweep.required import ALLOWED, LineRequired, Required
 from fllm.report.tables import Group, Row, Table
 from fllm.results import value_at
 

@@ -14,11 +14,11 @@ from matplotlib.ticker import FuncFormatter
 
 from fllm.report.drawing import CARD, INK, SIZE, VERMILION, Drawn, nothing, shorten
 from fllm.report.formatting import percent
-from fllm.report.sweep_bootstrap import Array
-from fllm.report.sweep_curves import main_values
-from fllm.report.sweep_drawing import held_note
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_points import Key, Value
+from fllm.report.sweep.bootstrap import Array
+from fllm.report.sweep.curves import main_values
+from fllm.report.sweep.drawing import held_note
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.points import Key, Value
 
 _COLORS = "cividis"
 _MOST_NUMBERS = (9, 14)  # columns and rows of a map that still has room for a number in each cell

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from fllm.report.drawing import CARD, GREY, Drawn, beside, name_rows, nothing, rows_figure, shorten
 from fllm.report.formatting import percent
-from fllm.report.sweep_curves import Curve, Line
-from fllm.report.sweep_drawing import (
+from fllm.report.sweep.curves import Curve, Line
+from fllm.report.sweep.drawing import (
     LOOKS,
     KeyAxis,
     accuracy_axis,
@@ -23,8 +23,8 @@ from fllm.report.sweep_drawing import (
     majority_line,
     new_axes,
 )
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_marks import (
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.marks import (
     all_levels,
     coordinate,
     dot,
@@ -35,7 +35,7 @@ from fllm.report.sweep_marks import (
     mark_base,
     mark_failed,
 )
-from fllm.report.sweep_points import Key
+from fllm.report.sweep.points import Key
 
 _MOST_BARS = 150  # points of a cloud that still have bars
 

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from fllm.report.drawing import Drawn, Picture, picture
-from fllm.report.sweep_cost_figures import draw_energy_parts, draw_front, draw_latency
-from fllm.report.sweep_costs import changing
-from fllm.report.sweep_curve_figures import draw_cloud, draw_curve
-from fllm.report.sweep_curves import curves
-from fllm.report.sweep_facts import Sweep, analyse
-from fllm.report.sweep_map_figure import draw_map, has_map
-from fllm.report.sweep_required import main_required, required_values
-from fllm.report.sweep_required_figure import draw_required
+from fllm.report.sweep.cost_figures import draw_energy_parts, draw_front, draw_latency
+from fllm.report.sweep.costs import changing
+from fllm.report.sweep.curve_figures import draw_cloud, draw_curve
+from fllm.report.sweep.curves import curves
+from fllm.report.sweep.facts import Sweep, analyse
+from fllm.report.sweep.map_figure import draw_map, has_map
+from fllm.report.sweep.required import main_required, required_values
+from fllm.report.sweep.required_figure import draw_required
 
 
 def draw_sweep(result: Mapping[str, Any]) -> list[Picture]:

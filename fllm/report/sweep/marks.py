@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 
 from fllm.report.drawing import CARD, INK
 from fllm.report.formatting import percent
-from fllm.report.sweep_curves import Curve
-from fllm.report.sweep_drawing import LOOKS, STAR, Look, base_handle, error_ends, majority_line
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_points import Key, Point
+from fllm.report.sweep.curves import Curve
+from fllm.report.sweep.drawing import LOOKS, STAR, Look, base_handle, error_ends, majority_line
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.points import Key, Point
 
 
 def dot(axes: Axes, where: float, point: Point, look: Look, *, bars: bool = True, horizontal: bool = False) -> None:

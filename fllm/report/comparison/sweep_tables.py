@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fllm.report.comparison_facts import plain, same_cases
-from fllm.report.comparison_sweeps import Shared, Sweeps
-from fllm.report.comparison_tables import points
+from fllm.report.comparison.facts import plain, same_cases
+from fllm.report.comparison.sweeps import Shared, Sweeps
+from fllm.report.comparison.tables import points
 from fllm.report.downloads import Download, csv_file
 from fllm.report.formatting import NOTHING, Quantity, count, engineering, interval, percent
-from fllm.report.sweep_facts import Bounds
-from fllm.report.sweep_points import Point
+from fllm.report.sweep.facts import Bounds
+from fllm.report.sweep.points import Point
 from fllm.report.tables import Group, Row, Table
 
 _COLUMNS = ("Sweep", "Accuracy", "95 % interval", "Below ideal [points]", "Energy per token", "95 % interval",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from device_models.costs import PRICED_AT
 from fllm.report.answer import device_entries
 from fllm.report.formatting import plural
-from fllm.report.sweep_bootstrap import DRAWS
-from fllm.report.sweep_facts import Sweep
+from fllm.report.sweep.bootstrap import DRAWS
+from fllm.report.sweep.facts import Sweep
 
 MEANING = (
     "Energy, latency and area price the test cases: each prompt goes through the model once, and the LM head is asked "

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from device_models.costs import PARTS
-from fllm.report.sweep_curves import Curve, curves, held_on, shown_line
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_front import choose, differs
-from fllm.report.sweep_points import Key, Point, Value
+from fllm.report.sweep.curves import Curve, curves, held_on, shown_line
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.front import choose, differs
+from fllm.report.sweep.points import Key, Point, Value
 
 SMALL_PART = 0.03
 """[1] share of the total below which a part is merged with the other small ones."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fllm.report.sweep_points import Point, Row
+from fllm.report.sweep.points import Point, Row
 
 DRAWS = 1000
 _KEY = 20_070_806  # any fixed number: the same result gives the same page
@@ -46,7 +46,7 @@ def bootstrap(points: Sequence[Point], result: Mapping[str, Any], draws: int = D
     """Redraw test cases and dies of every seed and score all points on them.
 
     Args:
-        points: As :func:`~fllm.report.sweep_points.read_points` returns them.
+        points: As :func:`~fllm.report.sweep.points.read_points` returns them.
         result: The sweep, which knows the number of test cases.
         draws: Number of draws.
     """

@@ -9,9 +9,9 @@ from device_models.converters import readout_step
 from device_models.schema import Readout
 from fllm.report.answer import device_entries
 from fllm.report.formatting import NOTHING, engineering, percent, share
-from fllm.report.sweep_curves import Curve, Line, curves, held_on, rises, shown_line
-from fllm.report.sweep_facts import Bounds, Sweep
-from fllm.report.sweep_points import Key, Point
+from fllm.report.sweep.curves import Curve, Line, curves, held_on, rises, shown_line
+from fllm.report.sweep.facts import Bounds, Sweep
+from fllm.report.sweep.points import Key, Point
 
 _DECAY = ("retention.tau", "token_period")
 _READOUT_CODES = ("counter", "published_33")

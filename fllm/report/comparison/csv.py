@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from device_models.costs import PARTS
 from fllm.report.answer import answer
-from fllm.report.comparison_facts import Result, Results
-from fllm.report.comparison_tables import BYTES, bytes_sent
+from fllm.report.comparison.facts import Result, Results
+from fllm.report.comparison.tables import BYTES, bytes_sent
 from fllm.report.downloads import Cell, Download, csv_file
 from fllm.report.energy_facts import PLACES, Interval, energy_of, parts_of, training_of
 from fllm.results import value_at

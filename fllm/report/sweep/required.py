@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fllm.report.sweep_bootstrap import Array
-from fllm.report.sweep_curves import Curve, Line, curves, rises, shown_line
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_points import Key, Value
+from fllm.report.sweep.bootstrap import Array
+from fllm.report.sweep.curves import Curve, Line, curves, rises, shown_line
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.points import Key, Value
 
 ALLOWED = (0.005, 0.01, 0.02, 0.05)
 """[1] drops below the ideal device that reports ask for."""

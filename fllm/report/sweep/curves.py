@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_points import Key, Value
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.points import Key, Value
 
 MOST_LINES = 6
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from fllm.report.answer import BASELINES, device_title
 from fllm.report.formatting import engineering, interval, percent, plural
-from fllm.report.sweep_curves import Curve, curves, held_on, neighbours, rises, violations
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_front import Choice, changes_energy
-from fllm.report.sweep_method import price_lines
-from fllm.report.sweep_required import LineRequired, Required, main_required
-from fllm.report.sweep_tables import missing_text, points_bounds, points_of
+from fllm.report.sweep.curves import Curve, curves, held_on, neighbours, rises, violations
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.front import Choice, changes_energy
+from fllm.report.sweep.method import price_lines
+from fllm.report.sweep.required import LineRequired, Required, main_required
+from fllm.report.sweep.tables import missing_text, points_bounds, points_of
 from fllm.results import value_at
 
 _Lines = Sequence[tuple[Curve, list[LineRequired]]]

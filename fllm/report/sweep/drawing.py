@@ -27,8 +27,8 @@ from fllm.report.drawing import (
     shorten,
 )
 from fllm.report.formatting import percent, prefix, prefix_exponent
-from fllm.report.sweep_facts import Sweep
-from fllm.report.sweep_points import Key, Point, Value, number_text
+from fllm.report.sweep.facts import Sweep
+from fllm.report.sweep.points import Key, Point, Value, number_text
 from fllm.results import value_at
 
 Look = Mapping[str, Any]

@@ -9,9 +9,9 @@ from typing import Any
 from fllm.report.drawing import Picture
 from fllm.report.markdown import bullets, code, folded, inline, markdown_figure, paragraph, table_block
 from fllm.report.page import fill, save
-from fllm.report.sweep_contents import contents, rows_download
-from fllm.report.sweep_facts import Sweep, analyse
-from fllm.report.sweep_figures import draw_analysed
+from fllm.report.sweep.contents import contents, rows_download
+from fllm.report.sweep.facts import Sweep, analyse
+from fllm.report.sweep.figures import draw_analysed
 
 
 def render_sweep(result: Mapping[str, Any], folder: Path) -> list[Path]:

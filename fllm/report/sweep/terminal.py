@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from fllm.report.sweep_contents import contents
-from fllm.report.sweep_facts import analyse
+from fllm.report.sweep.contents import contents
+from fllm.report.sweep.facts import analyse
 
 _WIDTH = 110
 _INDENT = " " * 10

@@ -11,10 +11,10 @@ from typing import Any
 
 from device_models.loading import key_units
 from fllm.report.answer import device_entries
-from fllm.report.comparison_facts import Result, Results, flatten, plain, same_cases, setting_in_si
-from fllm.report.sweep_bootstrap import interval_of
-from fllm.report.sweep_facts import Bounds, Sweep, analyse
-from fllm.report.sweep_points import Point, Value
+from fllm.report.comparison.facts import Result, Results, flatten, plain, same_cases, setting_in_si
+from fllm.report.sweep.bootstrap import interval_of
+from fllm.report.sweep.facts import Bounds, Sweep, analyse
+from fllm.report.sweep.points import Point, Value
 from fllm.results import value_at
 
 _UNRECORDED = "as in device file "

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fllm.report.sweep_bootstrap import Draws, bootstrap, interval_of
-from fllm.report.sweep_points import Key, Point, read_keys, read_points
+from fllm.report.sweep.bootstrap import Draws, bootstrap, interval_of
+from fllm.report.sweep.points import Key, Point, read_keys, read_points
 from fllm.results import value_at
 
 Bounds = tuple[float, float] | None

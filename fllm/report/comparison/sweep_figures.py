@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fllm.report.comparison_facts import distinct
-from fllm.report.comparison_figures import LOOKS, MOST, cut_note, fold, percent_tick
-from fllm.report.comparison_sweeps import Shared, Sweeps
+from fllm.report.comparison.facts import distinct
+from fllm.report.comparison.figures import LOOKS, MOST, cut_note, fold, percent_tick
+from fllm.report.comparison.sweeps import Shared, Sweeps
 from fllm.report.drawing import CARD, SIZE, Drawn, log_axis, name_rows, nothing, rows_figure
 from fllm.report.formatting import percent, plural, prefix, prefix_exponent
 

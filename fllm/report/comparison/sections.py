@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fllm.report import comparison_tables as tables
 from fllm.report.answer import answer
-from fllm.report.comparison_csv import comparison_csv
-from fllm.report.comparison_facts import Results, same_cases
-from fllm.report.comparison_sweep_tables import base_table, shared_csv, shared_table
-from fllm.report.comparison_sweeps import Shared, Sweeps
+from fllm.report.comparison import tables
+from fllm.report.comparison.csv import comparison_csv
+from fllm.report.comparison.facts import Results, same_cases
+from fllm.report.comparison.sweep_tables import base_table, shared_csv, shared_table
+from fllm.report.comparison.sweeps import Shared, Sweeps
 from fllm.report.downloads import Download
 from fllm.report.energy_facts import energy_of, in_lines, parts_of
 from fllm.report.formatting import engineering, percent, times

@@ -1,0 +1,1 @@
+"""The report of a sweep: statistics (``points``, ``bootstrap``, ``curves``, ``required``), figures, words, page."""
