@@ -227,6 +227,9 @@ def emulate(
         _check_period(device, token_period)
     if linears:
         _put_linears_on_arrays(inner, device)
+    if _WATCHES not in inner.__dict__:  # before the period is worked out, which counts a token
+        counted = [*decoders(inner), inner.get_output_embeddings()]
+        inner.__dict__[_WATCHES] = [part.register_forward_pre_hook(watch) for part in counted if part is not None]
     if attention:
         die = Die(die_seed, device) if isinstance(die_seed, int) else die_seed
         die = None if die is None else die.on(device)
@@ -235,9 +238,6 @@ def emulate(
         warn_of_idle_effects(device, die=die is not None, noise=noise_seed is not None, token_period_s=period)
         for layer in _attention_layers(inner):
             getattr(layer, NAME).token_period_s = period
-    if _WATCHES not in inner.__dict__:
-        counted = [*decoders(inner), inner.get_output_embeddings()]
-        inner.__dict__[_WATCHES] = [part.register_forward_pre_hook(watch) for part in counted if part is not None]
     return model
 
 
