@@ -44,13 +44,13 @@ def _bare(plan: Plan) -> float:
     bench = load_bench(plan.config, device_of(plan.config))
     test = bench.prompts(load_cases(plan.config).test)
     total = 0.0
+    dies = [evaluation_die(plan.config, device_of(plan.config), number) for number in range(plan.dies)]
     for point in plan.points:
         config = plan.config_of(point, plan.seeds[0])
         device = device_of(config)
-        for number in range(plan.dies):
-            die = evaluation_die(config, device, number)
+        for die in dies:
             began = time.perf_counter()
-            bench.score(test, device, die, bench.loaded.placing.token_period_s)
+            bench.score(test, device, die.on(device), bench.loaded.placing.token_period_s)
             total += time.perf_counter() - began
     return total
 

@@ -21,7 +21,7 @@ def print_error(line: str) -> None:
 
 def folder_name(name: str | None) -> None:
     """Check the name of a folder to be made; raises InputError."""
-    if name is not None and not re.fullmatch(r"[\w.+-]+", name):
+    if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
         raise InputError("not a folder name", where="--name", expected="letters, digits and . _ + -", received=name)
 
 

@@ -28,9 +28,12 @@ from fllm.report.formatting import plural
 
 SHOWN = 12
 """Points that a dry run lists."""
+_OF_RESUMING = ("resume", "engine", "workers", "retry_failed")
+_OF_OPTIONS = {"dies": "--dies", "seed": "--seed"}
 
 
 def sweep(
+    context: typer.Context,
     device_model: Annotated[
         str | None, typer.Option(help="Device file, or name of a shipped one; default gaincell_28nm.")
     ] = None,
@@ -51,14 +54,15 @@ def sweep(
         str, typer.Option(help="evaluate: one trained adapter under each device; train: a federated run per point.")
     ] = "evaluate",
     adapter: Annotated[
-        list[Path] | None, typer.Option(help="Folder of a finished run to evaluate; without it one is trained first.")
+        list[Path] | None,
+        typer.Option(help="Folder of a finished run to evaluate, one per seed; without it one is trained first."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Run file (YAML) of the base run.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other key, fixed: --set num_rounds=5.")] = None,
     seed: Annotated[int | None, typer.Option(help="First seed.")] = None,
     engine: Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(help="Processes, one thread each; default: one per core.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print points, time and memory; compute nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print points, time and memory.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="More than 10,000 points are meant.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder that gets the sweep's own folder; default reports.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep's folder.")] = None,
@@ -74,10 +78,7 @@ def sweep(
     if retry_failed and resume is None:
         raise InputError("has no meaning for a new sweep", where="--retry-failed", expected="--resume DIR with it")
     if resume is not None:
-        _nothing_else(
-            device_model=device_model, vary=vary, points=points, adapter=adapter, config=config, set=set_, seed=seed,
-            out=out, name=name, dry_run=dry_run or None,
-        )  # fmt: skip
+        _nothing_else(context)
     else:
         folder_name(name)
         base = _base_config(device_model, config, set_, seed, adapter)
@@ -125,11 +126,13 @@ def _workers(number: int | None) -> int:
     return number
 
 
-def _nothing_else(**given: object) -> None:
-    for option, value in given.items():
-        if value is not None:
+def _nothing_else(context: typer.Context) -> None:
+    """Refuse options that a resumed sweep would not heed."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _OF_RESUMING and source is not None and source.name == "COMMANDLINE":
             raise InputError(
-                "--resume takes the settings of the sweep", where=f"--{option.replace('_', '-')}",
+                "--resume takes the settings of the sweep", where=f"--{name.rstrip('_').replace('_', '-')}",
                 remedy="beside it only --engine, --workers and --retry-failed are possible",
             )  # fmt: skip
 
@@ -143,6 +146,8 @@ def _base_config(
     from fllm.sweeps.plan import with_settings
 
     settings = dict(parse_setting(text) for text in set_ or [])
+    for key in _OF_OPTIONS.keys() & settings.keys():
+        raise InputError("stands in an option of its own", where=f"--set {key}", remedy=f"use {_OF_OPTIONS[key]}")
     settings |= {key: value for key, value in (("device_model", device_model), ("seed", seed)) if value is not None}
     if not adapter:
         return load_config(config, settings)
@@ -187,7 +192,10 @@ def _plan(
 
 def _print_dry_run(plan: Any, workers: int, adapter: list[Path] | None) -> None:
     from fllm.sweeps.estimate import estimate
+    from fllm.sweeps.record import given_adapter
 
+    for path, seed in zip(adapter or (), plan.seeds, strict=False):
+        given_adapter(path, plan, seed)
     console = Console()
     points = plan.points
     laid = sum(not point.added for point in points)
@@ -266,7 +274,7 @@ def _print_summary(result: Mapping[str, Any], folder: Path) -> None:
     lines = list(terminal_lines(result))
     final = result["final"]
     if final["failed"]:
-        lines.append(f"failed    {final['failed']} points; table.csv and the report have the reasons")
+        lines.append(f"failed    {plural(final['failed'], 'point')}; table.csv and the report have the reasons")
     lines += [
         f"this sweep {final['wall_seconds']:.0f} s",
         f"table     {folder / 'table.csv'}",

@@ -5,6 +5,7 @@ Model and cases are loaded once per worker and kept from point to point; a devic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import traceback
 from collections import Counter
@@ -25,11 +26,11 @@ from fllm.model.adapters import read_adapter, set_adapter
 from fllm.model.base import place
 from fllm.preparation import Bench, device_of, evaluation_die, ideal_twin, load_bench, load_cases, token_period_of
 from fllm.runs import run_or_resume
+from fllm.sweeps.record import warnings_of
 from fllm.sweeps.table import OK, bits, energy_column
 from fllm.sweeps.tasks import Done, Task, failed
-from hwsim import Die, EventCounts, count_events
+from hwsim import Die, EventCounts, count_events, emulate
 from hwsim.analytic import analytic_events
-from hwsim.effects import idle_effects
 
 
 class Worker:
@@ -77,11 +78,16 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
 
 
+def digest_of_cases(config: RunConfig, cohort_sha256: str) -> str:
+    """Return 12 digits that are equal for the same test cases in the same order."""
+    return hashlib.sha256(repr((cohort_sha256, config.seed, config.test_fraction)).encode()).hexdigest()[:12]
+
+
 class Held:
     """One seed's model, adapter and test cases."""
 
-    def __init__(self, bench: Bench, test: list[Prompt]) -> None:
-        self.bench, self.test = bench, test
+    def __init__(self, bench: Bench, test: list[Prompt], cases_sha256: str) -> None:
+        self.bench, self.test, self.cases_sha256 = bench, test, cases_sha256
         self._ideal: dict[str, Scores] = {}
         self._dies: dict[int, Die] = {}
 
@@ -89,9 +95,11 @@ class Held:
     def of(cls, task: Task) -> Held:
         """Load what a task needs."""
         bench = load_bench(task.config, device_of(task.config))
-        test = bench.prompts(load_cases(task.config).test)
+        if task.model_sha256 not in (None, bench.loaded.sha256):
+            raise InputError("the base model changed since the adapter was trained", where=bench.loaded.name)
+        cases = load_cases(task.config)
         set_adapter(bench.model, read_adapter(task.adapter))
-        return cls(bench, test)
+        return cls(bench, bench.prompts(cases.test), digest_of_cases(task.config, cases.cohort.sha256))
 
     def rows(self, task: Task) -> tuple[list[dict[str, Any]], list[str]]:
         """Score the task's chips; the metrics of each, and what of the device had no effect."""
@@ -103,14 +111,15 @@ class Held:
         shared = self._facts(task.config, device, period) | {
             **{f"{name}_ideal": getattr(ideal, name) for name in METRICS},
             "correct_ideal": bits(ideal.correct),
+            "test_cases": len(self.test),
+            "cases_sha256": self.cases_sha256,
         }
         rows = []
         for number in task.dies:
             found = self.bench.score(self.test, device, self._die(number, task.config, device), period)
             metrics = {name: getattr(found, name) for name in METRICS}
             rows.append(shared | metrics | {"die": number, "correct": bits(found.correct)})
-        idle = idle_effects(device, die=True, noise=True, token_period_s=period)
-        return rows, [f"no effect of {name}: {reason}" for name, reason in idle.items()]
+        return rows, warnings_of(device, shared)
 
     def _die(self, number: int, config: RunConfig, device: DeviceModel) -> Die:
         """Return a chip; its deviates are drawn once and serve every point."""
@@ -164,11 +173,12 @@ class Held:
                     adapter_rank=self.bench.config.lora.r, head_tokens=1,
                 )  # fmt: skip
             except InputError:  # a family whose shapes are not known: count a pass instead
-                counts = self._counted(tokens, prompts)
+                counts = self._counted(tokens, prompts, device, period)
             total.add(counts)
         return total
 
-    def _counted(self, tokens: int, prompts: int) -> EventCounts:
+    def _counted(self, tokens: int, prompts: int, device: DeviceModel, period: float | None) -> EventCounts:
+        emulate(self.bench.model, device, die_seed=None, token_period=period)
         batch = torch.full((prompts, tokens), self.bench.pad_id)
         with count_events() as counts, torch.no_grad():
             self.bench.model(input_ids=batch, use_cache=False, logits_to_keep=1)

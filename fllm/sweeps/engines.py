@@ -44,18 +44,18 @@ def local(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
             for process in [process for process in busy if process.pipe in ready]:
                 task, tries = busy.pop(process)
                 done = process.receive()
+                idle.append(process if done is not None else _Process())
                 if done is not None:
-                    idle.append(process)
                     yield done
-                elif tries < _TRIES:
-                    idle.append(_Process())
+                    continue
+                code = process.end()
+                if tries < _TRIES:
                     waiting.appendleft((task, tries + 1))
                 else:
-                    idle.append(_Process())
-                    yield _died(task, process.exit_code())
+                    yield _died(task, f"exit code {code}")
     finally:
         for process in (*idle, *busy):
-            process.kill()
+            process.end()
 
 
 class _Process:
@@ -65,7 +65,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self._process.start()
+        with _deaf_to_ctrl_c():
+            self._process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
     def send(self, task: Task) -> None:
@@ -80,13 +81,28 @@ class _Process:
             return None
         return done
 
-    def exit_code(self) -> int | None:
-        self._process.join()
-        return self._process.exitcode
-
-    def kill(self) -> None:
+    def end(self) -> int | None:
+        """See it end, if need be by force, and return its exit code."""
         self._process.kill()
         self._process.join()
+        self.pipe.close()
+        return self._process.exitcode
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Hold back Ctrl-C; a process that starts meanwhile inherits this, and prints no traceback while it imports."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # starting it would lift what is held back
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _work(pipe: Connection) -> None:
@@ -126,8 +142,8 @@ def quiet_worker() -> Callable[[Task], Done]:
     return Worker()
 
 
-def _died(task: Task, code: int | None) -> Done:
-    return failed(task, f"its process died twice (exit code {code}); with too little memory, fewer --workers help")
+def _died(task: Task, how: str) -> Done:
+    return failed(task, f"its process died twice ({how}); with too little memory, fewer --workers help")
 
 
 def on_ray(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
@@ -138,18 +154,29 @@ def on_ray(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     Raises:
         InputError: If Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            "Ray is not installed", where="--engine ray", remedy="pip install 'fllm[ray]', or --engine local"
-        ) from None
+    ray = _ray()
     started = _join_or_start(ray, workers)
     try:
         yield from _gathered(ray, tasks)
     finally:
         if started:
             ray.shutdown()
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine whose library is not there, before anything is computed; raises InputError."""
+    if name == "ray":
+        _ray()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "Ray is not installed", where="--engine ray", remedy="pip install 'fllm[ray]', or --engine local"
+        ) from None
+    return ray
 
 
 def _join_or_start(ray: Any, workers: int) -> bool:
@@ -173,8 +200,8 @@ def _gathered(ray: Any, tasks: Sequence[Task]) -> Iterator[Done]:
             task = running.pop(finished[0])
             try:
                 yield ray.get(finished[0])
-            except ray.exceptions.RayError:
-                yield _died(task, None)
+            except ray.exceptions.RayError as error:
+                yield _died(task, type(error).__name__)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -11,6 +11,7 @@ from fllm.memory import peak_memory_bytes
 from fllm.observer import Observer
 from fllm.preparation import Prepared, prepare
 from fllm.sweeps.plan import Plan, Point
+from fllm.sweeps.sweep import DIES_PER_TASK
 from fllm.sweeps.tasks import Task
 
 TRIED_POINTS = 3
@@ -81,8 +82,9 @@ def estimate(plan: Plan, workers: int, *, adapters: int) -> Estimate:
     trainings = seeds * len(distinct) if plan.mode == "train" else seeds - adapters
     rows = len(distinct) * seeds * plan.dies
     training = _training(prepared, evaluation) if trainings else 0.0
+    tasks = len(distinct) * seeds * (1 if plan.mode == "train" else -(-plan.dies // DIES_PER_TASK))
     return Estimate(
-        rows, evaluation, start, training, trainings, plan.mode == "evaluate", min(workers, rows), peak_memory_bytes()
+        rows, evaluation, start, training, trainings, plan.mode == "evaluate", min(workers, tasks), peak_memory_bytes()
     )
 
 
@@ -91,7 +93,7 @@ def _evaluation(plan: Plan, prepared: Prepared, points: list[Point]) -> float:
     from fllm.sweeps.bench import Held
 
     chosen = sorted({0, len(points) // 2, len(points) - 1})[:TRIED_POINTS]
-    held = Held(prepared.bench, prepared.test)
+    held = Held(prepared.bench, prepared.test, "")
     seconds, problem = [], None
     for index in chosen:
         try:

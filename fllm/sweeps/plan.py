@@ -13,9 +13,10 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, Literal
 
-from device_models import DeviceModel, InputError, load_device, parse_quantity
+from device_models import DeviceModel, InputError, format_quantity, load_device, parse_quantity
 from device_models.errors import nearest
 from device_models.loading import key_units
+from device_models.schema import COEFFICIENT_UNITS
 from fllm.config import LoraSettings, RunConfig, load_config
 from fllm.sweeps.design import DRAWN, Kind, Points, Span, Vary, combinations
 
@@ -25,10 +26,22 @@ MANY_POINTS = 10_000
 """Points from which on a sweep wants to be confirmed."""
 TRIED = 8
 """Points tried for a value before it is called wrong."""
+MOST_TRIED = 64
+"""Values of a key that are tried; of more, so many spread over them."""
 ON_THE_DEVICE = ("device_model", "token_period", "adaptation")
 """Run keys that a trained adapter can be evaluated under; all others decide how it is trained or on what."""
 _REPLICATED = {"seed": "--seeds", "dies": "--dies"}
 _NEVER = {"threads": "each point runs on one thread", "device": "name a key of the device, such as retention.tau"}
+
+
+_POLYNOMIAL = "cell.coefficients"
+_EXACT = 12
+"""Digits of a value that no file states, as that of a default."""
+
+
+def _polynomial_units(coefficients: Sequence[object]) -> tuple[str, ...]:
+    """Return the units of the cell polynomial, the one key whose parts differ in theirs."""
+    return COEFFICIENT_UNITS[1:2] if len(coefficients) == 1 else COEFFICIENT_UNITS
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class Key:
 
     def si(self, value: object) -> Any:
         """Return a value as a number in SI where it is a quantity, else as it is; ValueError if it is none."""
+        if self.name == _POLYNOMIAL and isinstance(value, list):
+            return [parse_quantity(text, unit) for text, unit in zip(value, _polynomial_units(value), strict=True)]
         return value if self.unit is None or value is None or value == "auto" else parse_quantity(value, self.unit)
 
     @property
@@ -197,6 +212,7 @@ def _check_values(plan: Plan, laid: Points) -> None:
             tried = [key.vary.drawn(end, span, key.unit) for end in (span.low, span.high)]
         else:
             tried = list({json.dumps(v, sort_keys=True, default=str): v for v in laid.values[index]}.values())
+            tried = [tried[place] for place in _spread(len(tried), MOST_TRIED)]
         listed = listed or laid.listed()
         for value in tried:
             for values in _holding(listed, index, value, exact=not isinstance(span, Span)):
@@ -208,12 +224,17 @@ def _check_values(plan: Plan, laid: Points) -> None:
                 raise problem or InputError("zero points", where=f"--vary {key.name}")
 
 
+def _spread(number: int, most: int) -> list[int]:
+    """Return at most so many places out of a number of them, both ends among them."""
+    return sorted({place * (number - 1) // (most - 1) for place in range(most if number else 0)})
+
+
 def _holding(
     points: Sequence[tuple[object, ...]], index: int, value: object, *, exact: bool
 ) -> Iterator[tuple[object, ...]]:
     """Give some points spread over the design with a value at one place."""
     found = [point for point in points if not exact or point[index] is value or point[index] == value]  # NaN is itself
-    for place in sorted({number * (len(found) - 1) // (TRIED - 1) for number in range(TRIED if found else 0)}):
+    for place in _spread(len(found), TRIED):
         yield (*found[place][:index], value, *found[place][index + 1 :])
 
 
@@ -273,8 +294,10 @@ def _base_value(key: Key, config: RunConfig, device: DeviceModel) -> tuple[objec
         return value, key.si(value)
     si = attrgetter(key.name)(device)
     source = device.provenance.get(key.name)
-    if key.unit is not None and source is not None and si is not None:
-        return source.text, si
+    if key.name == _POLYNOMIAL:
+        return [format_quantity(x, u, _EXACT) for x, u in zip(si, _polynomial_units(si), strict=True)], list(si)
+    if key.unit is not None and si is not None:
+        return format_quantity(si, key.unit, _EXACT) if source is None else source.text, si
     return (list(si) if isinstance(si, tuple) else si), si
 
 

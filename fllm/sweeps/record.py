@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from fllm.record import assumptions, device_facts, environment
 from fllm.results import SCHEMA_VERSION, SWEEP, read_result
 from fllm.sweeps.design import parse_vary
 from fllm.sweeps.plan import Plan, Point, base_values, make_plan
+from hwsim.effects import idle_effects
 
 
 def describe(plan: Plan, adapters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,6 +124,8 @@ def given_adapter(path: Path, plan: Plan, seed: int) -> dict[str, Any]:
             raise InputError(
                 "trained with another configuration", where=f"{path}: {key}", expected=repr(value), received=own[key]
             )  # fmt: skip
+    if stored_digest(path / "adapter") != run["final"]["adapter_sha256"]:
+        raise InputError("the adapter changed since it was trained", where=str(path), remedy="train it anew")
     return adapter_facts(path.resolve(), run)
 
 
@@ -131,6 +135,35 @@ def _training(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=apart)
 
 
+def warnings_of(device: DeviceModel, row: Mapping[str, Any]) -> list[str]:
+    """Say what of a device has no effect where it is evaluated chip by chip, with noise, and where it is too slow."""
+    period, latency = row["token_period_s"], row["latency_per_token_s"]
+    idle = idle_effects(device, die=True, noise=True, token_period_s=period)
+    lines = [f"no effect of {name}: {reason}" for name, reason in idle.items()]
+    if period is not None and latency > period * (1 + 1e-9):
+        lines.append("a token takes longer than the token period that decay and leakage are computed with")
+    return lines
+
+
+def stored_digest(folder: Path) -> str:
+    """Return what :func:`fllm.model.adapters.adapter_digest` says of a saved adapter, without torch.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    from safetensors.numpy import load_file
+
+    digest = hashlib.sha256()
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except Exception as error:  # a file that is gone, cut off or no such file, each with an error of its own
+        raise InputError(f"adapter cannot be read ({type(error).__name__})", where=str(folder)) from None
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
 def adapter_facts(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the adapter that a run has trained."""
     return {
@@ -138,6 +171,7 @@ def adapter_facts(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "run": run["name"],
         "folder": str(folder),
         "sha256": run["final"]["adapter_sha256"],
+        "model_sha256": run["model"]["sha256"],
         "device": run["device"]["name"],
         "rounds": run["config"]["num_rounds"],
         "test_cases": run["data"]["num_test"],

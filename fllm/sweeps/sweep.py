@@ -8,6 +8,7 @@ the runs of ``--mode train``, lie below it as ordinary runs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +21,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from device_models import InputError, load_device
+from fllm.config import RunConfig
+from fllm.data import load_cohort
 from fllm.observer import SweepObserver
 from fllm.report import render
 from fllm.results import SWEEP, read_result, write_result
-from fllm.sweeps.engines import ENGINES
+from fllm.sweeps.engines import ENGINES, check_engine
 from fllm.sweeps.plan import Plan, Point, with_settings
-from fllm.sweeps.record import adapter_facts, describe, given_adapter, plan_of
-from fllm.sweeps.table import FAILED, Table, columns_of
+from fllm.sweeps.record import adapter_facts, describe, given_adapter, plan_of, stored_digest, warnings_of
+from fllm.sweeps.table import FAILED, OK, Table, columns_of
 from fllm.sweeps.tasks import Done, Task, failed
 
 RESULT, TABLE, LOCK = "result.json", "table.csv", ".lock"
@@ -94,24 +97,26 @@ def sweep(
     """
     started = time.monotonic()
     folder = out / (name or f"sweep-{load_device(plan.config.device_model).name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    if (folder / RESULT).exists():
-        raise InputError("something is there already", where=str(folder), remedy="give another --name, or --resume it")
+    check_engine((how or How()).engine)
+    _check_free(folder)
     trained = (
         [given_adapter(path, plan, seed) for path, seed in zip(adapters, plan.seeds, strict=True)] if adapters else []
     )
     record = describe(plan, trained)
     record |= {"name": folder.name, "command": command, "created": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", where=str(folder), remedy="check --out") from None
-    try:
-        with _locked(folder):
+    with _locked(folder):
+        _check_free(folder)  # again: another process may have come between
+        try:
             write_result(folder / RESULT, record)
             return _go_on(_Sweep(plan, folder, record, how or How(), observer or SweepObserver()), started)
-    except InputError:
-        _leave_nothing(folder)
-        raise
+        except InputError:
+            _leave_nothing(folder, made)
+            raise
 
 
 def resume(folder: Path, *, how: How | None = None, observer: SweepObserver | None = None) -> SweepResult:
@@ -121,6 +126,7 @@ def resume(folder: Path, *, how: How | None = None, observer: SweepObserver | No
         InputError: If there is no such sweep, nothing is missing, or device, adapter or data changed since it began.
     """
     started, how = time.monotonic(), how or How()
+    check_engine(how.engine)
     record = read_result(folder / RESULT)
     if record.get("kind") != SWEEP:
         raise InputError("a run, no sweep", where=str(folder), remedy="fllm-run --resume continues a run")
@@ -130,21 +136,29 @@ def resume(folder: Path, *, how: How | None = None, observer: SweepObserver | No
             remedy="--retry-failed tries failed points again" if record["final"]["failed"] else "start a new one",
         )  # fmt: skip
     plan = plan_of(record, str(folder / RESULT))
-    for point, former in zip(plan.points, record["points"], strict=True):
-        if point.sha256 != former["settings_sha256"]:
-            raise InputError("a device file changed since the sweep began", where=str(folder), remedy="start anew")
+    if [point.sha256 for point in plan.points] != [former["settings_sha256"] for former in record["points"]]:
+        raise InputError("a device file changed since the sweep began", where=str(folder), remedy="start anew")
     record |= {"status": "running", "final": None}
     with _locked(folder):
         return _go_on(_Sweep(plan, folder, record, how, observer or SweepObserver()), started)
 
 
-def _leave_nothing(folder: Path) -> None:
+def _check_free(folder: Path) -> None:
+    """Refuse a folder with a record or a table: rows of something else must not count as done, nor be lost."""
+    if (folder / RESULT).exists() or (folder / TABLE).exists():
+        raise InputError("something is there already", where=str(folder), remedy="give another --name, or --resume it")
+
+
+def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
     """Take back what a sweep has written whose input turned out to be bad before anything was computed."""
-    if not any(path.is_dir() for path in folder.iterdir()):
-        for name in (RESULT, TABLE, LOCK):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something of the user's is in it
-            folder.rmdir()
+    table = folder / TABLE
+    if any(path.is_dir() for path in folder.iterdir()) or (table.exists() and table.read_bytes().count(b"\n") > 1):
+        return
+    for name in (RESULT, TABLE, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of the user's is in it
+        for path in made:
+            path.rmdir()
 
 
 @contextmanager
@@ -152,10 +166,9 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep a second process off the folder; the lock ends with the process that holds it, however it ends."""
     try:
         with FileLock(folder / LOCK, timeout=0):
-            yield
+            yield  # the empty file stays: to remove it would race with a process that opens it
     except Timeout:
         raise InputError("another process works on this sweep", where=str(folder), remedy="wait for it") from None
-    (folder / LOCK).unlink(missing_ok=True)
 
 
 class _Sweep:
@@ -167,24 +180,36 @@ class _Sweep:
         self.plan, self.folder, self.record, self.how, self.observer = plan, folder, record, how, observer
         words = [key["column"] for key in record["keys"] if not key["ordered"]]
         self.table = Table(folder / TABLE, columns_of([key.column for key in plan.keys]), words)
-        if how.retry_failed:
-            self.table.keep(lambda row: row["status"] != FAILED)
         self.twins = {
             point.number: [twin for twin in plan.points if point.number in (twin.number, twin.same_as)]
             for point in plan.points
             if point.same_as is None
         }
         self._saved = time.monotonic()
+        self._recall_warnings()
 
     def run(self) -> None:
         """Train what is needed, then compute every row that is missing."""
         self._train_adapters()
+        write_result(self.folder / RESULT, self.record)  # from here on it is no longer complete or interrupted
+        if self.how.retry_failed:
+            self.table.keep(lambda row: row["status"] != FAILED)
         tasks = self._tasks()
         total = len(self.plan.points) * len(self.plan.seeds) * self.plan.dies
         self.observer.rows_expected(total, total - sum(len(t.dies) * len(self.twins[t.point]) for t in tasks))
         self.observer.stage("evaluating" if self.plan.mode == "evaluate" else "training and evaluating")
         for done in ENGINES[self.how.engine](tasks, self.how.workers):
             self._take(done)
+
+    def _recall_warnings(self) -> None:
+        """Find again what there was to warn of at points whose rows came after the last write of the record."""
+        known = {row["point"] for row in self.record["rows"]}
+        for row in self.table.rows:
+            if row["status"] == OK and row["point"] not in known:
+                known.add(row["point"])
+                config = self.plan.config_of(self.plan.points[row["point"]], row["seed"])
+                device = load_device(config.device_model, config.device)
+                self.record["points"][row["point"]]["warnings"] = warnings_of(device, row)
 
     def _train_adapters(self) -> None:
         """Make sure that there is an adapter for each seed, as it was when the sweep began."""
@@ -193,18 +218,24 @@ class _Sweep:
         if not self.record["adapters"]:
             self.record["adapters"] = [self._trained(seed) for seed in self.plan.seeds]
         for adapter in self.record["adapters"]:
-            run = read_result(Path(adapter["folder"]) / RESULT)
-            if run["final"] is None or run["final"]["adapter_sha256"] != adapter["sha256"]:
-                raise InputError("the adapter changed since the sweep began", where=adapter["folder"])
+            folder = self.folder / adapter["folder"]
+            run = read_result(folder / RESULT)
+            data = self.plan.config.data_dir
+            if data is not None and load_cohort(data).sha256 != run["data"]["sha256"]:
+                raise InputError("the data changed since the adapter was trained", where=data, remedy="train it anew")
+            recorded = None if run["final"] is None else run["final"]["adapter_sha256"]
+            if not recorded == stored_digest(folder / ADAPTER) == adapter["sha256"]:
+                raise InputError("the adapter changed since it was trained", where=adapter["folder"])
             self._take_facts(run)
 
     def _trained(self, seed: int) -> dict[str, Any]:
         from fllm.runs import run_or_resume
 
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # set by the import above to INFO
         folder = self.folder / f"trained-seed{seed}"
         config = with_settings(self.plan.config, {"seed": seed})
         run_or_resume(config, folder, command=self.record["command"], observer=self.observer)
-        return adapter_facts(folder.resolve(), read_result(folder / RESULT))
+        return adapter_facts(Path(folder.name), read_result(folder / RESULT))  # stays right where the sweep is moved
 
     def _take_facts(self, run: Mapping[str, Any]) -> None:
         """Describe data, model and baselines by the run of the first seed."""
@@ -216,29 +247,31 @@ class _Sweep:
         """Cut what is missing into tasks, the base device first; a combination that is no device fails here."""
         have = {(row["point"], row["seed"], row["die"]) for row in self.table.rows}
         tasks = []
+        size = self.plan.dies if self.plan.mode == "train" else DIES_PER_TASK  # no two workers train in one folder
         for seed in self.plan.seeds:
             for point in sorted(self.plan.points, key=lambda point: not point.base):
                 twins = self.twins.get(point.number, [])
                 missing = [
                     die for die in range(self.plan.dies)
-                    if not all((twin.number, seed, die) in have or (twin.number, seed, None) in have for twin in twins)
+                    if not all((twin.number, seed, die) in have for twin in twins)
                 ]  # fmt: skip
-                for first in range(0, len(missing), DIES_PER_TASK):
-                    task = Task(point.number, seed, tuple(missing[first : first + DIES_PER_TASK]), self.plan.config,
-                                *self._folders(point, seed))  # fmt: skip
+                for first in range(0, len(missing), size):
+                    dies = tuple(missing[first : first + size])
+                    task = Task(point.number, seed, dies, self.plan.config, **self._adapter(point, seed))
                     try:
-                        tasks.append(replace(task, config=self.plan.config_of(point, seed)))
+                        tasks.append(replace(task, config=_anywhere(self.plan.config_of(point, seed))))
                     except InputError as error:
                         self._take(failed(task, str(error)))
         return tasks
 
-    def _folders(self, point: Point, seed: int) -> tuple[Path, Path | None]:
-        """Return where the adapter of a point lies, and the run that makes it."""
+    def _adapter(self, point: Point, seed: int) -> dict[str, Any]:
+        """Return where the adapter of a point lies, the run that makes it, and its base model."""
         if self.plan.mode == "train":
             run = self.folder.resolve() / "runs" / f"{point.sha256}-seed{seed}"
-            return run / ADAPTER, run
-        adapters = {adapter["seed"]: adapter for adapter in self.record["adapters"]}
-        return Path(adapters[seed]["folder"]) / ADAPTER, None
+            return {"adapter": run / ADAPTER, "train": run}
+        known = next(adapter for adapter in self.record["adapters"] if adapter["seed"] == seed)
+        adapter = self.folder.resolve() / known["folder"] / ADAPTER
+        return {"adapter": adapter, "model_sha256": known["model_sha256"]}
 
     def _take(self, done: Done) -> None:
         """Put what came of a task into the table, for the point and those of equal settings."""
@@ -248,7 +281,7 @@ class _Sweep:
         self.table.append([row for row in rows if (row["point"], row["seed"], row["die"]) not in have])
         for twin in twins:
             self.record["points"][twin.number]["warnings"] = list(done.warnings)
-        if task.train is not None and (task.train / RESULT).exists():
+        if task.train is not None and self.plan.points[task.point].base and (task.train / RESULT).exists():
             self._take_facts(read_result(task.train / RESULT))
         reasons = [row["reason"] for row in done.rows if row["status"] == FAILED]
         self.observer.rows_done(len(task.dies) * len(twins), reasons[0] if reasons else None)
@@ -276,6 +309,13 @@ class _Sweep:
         write_result(self.folder / RESULT, self.record)
 
 
+def _anywhere(config: RunConfig) -> RunConfig:
+    """Return a configuration whose files are found from any working directory."""
+    named = {key: getattr(config, key) for key in ("device_model", "model", "data_dir", "network")}
+    found = {key: str(Path(value).resolve()) for key, value in named.items() if value and Path(value).exists()}
+    return config.model_copy(update=found)
+
+
 def _go_on(current: _Sweep, started: float) -> SweepResult:
     record = current.record
 
@@ -286,10 +326,10 @@ def _go_on(current: _Sweep, started: float) -> SweepResult:
 
     try:
         current.run()
+        current.observer.stage("writing the report")
+        failures = len({row["point"] for row in current.table.rows if row["status"] == FAILED})
+        end("completed", {"wall_seconds": time.monotonic() - started, "failed": failures})
     except KeyboardInterrupt:
         end("interrupted")
         raise SweepInterrupted(current.folder) from None
-    current.observer.stage("writing the report")
-    failures = len({(row["point"], row["seed"]) for row in current.table.rows if row["status"] == FAILED})
-    end("completed", {"wall_seconds": time.monotonic() - started, "failed": failures})
     return SweepResult(current.folder, record)

@@ -25,8 +25,9 @@ METRICS = (
 )  # fmt: skip
 FACTS = ("latency_per_token_s", "area_m2", "token_period_s", "oldest_age_s", "signal_left", "window_signal_left")
 FLAGS = ("correct", "correct_ideal")
-_WHOLE = {"point", "seed", "die"}
-_TEXT = {"status", "reason", "settings_sha256", *FLAGS}
+CASES = ("test_cases", "cases_sha256")
+_WHOLE = {"point", "seed", "die", "test_cases"}
+_TEXT = {"status", "reason", "settings_sha256", "cases_sha256", *FLAGS}
 
 
 def energy_column(part: str) -> str:
@@ -37,7 +38,7 @@ def energy_column(part: str) -> str:
 def columns_of(keys: Sequence[str]) -> tuple[str, ...]:
     """Return all columns, given those of the varied keys."""
     parts = tuple(energy_column(part) for part in PARTS)
-    return (*PLACE, *STATE, *keys, *METRICS, *parts, *FACTS, *FLAGS, "settings_sha256")
+    return (*PLACE, *STATE, *keys, *METRICS, *parts, *FACTS, *CASES, *FLAGS, "settings_sha256")
 
 
 class Table:

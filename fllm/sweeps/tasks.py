@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Task:
         config: Configuration of the point.
         adapter: Folder of the trained adapter.
         train: Folder of the run to train, or to go on with, before; None where the adapter is trained already.
+        model_sha256: Digest of the base model that the adapter was trained on; None where it is trained here.
     """
 
     point: int
@@ -29,11 +31,12 @@ class Task:
     config: RunConfig
     adapter: Path
     train: Path | None = None
+    model_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a task: one row per die, or one that says why it failed; and what had no effect."""
+    """What came of a task: one row per die, that it failed where it did; and what had no effect."""
 
     task: Task
     rows: list[dict[str, Any]]
@@ -41,5 +44,7 @@ class Done:
 
 
 def failed(task: Task, reason: str) -> Done:
-    """Return the row of a task that failed."""
-    return Done(task, [{"point": task.point, "seed": task.seed, "die": None, "status": FAILED, "reason": reason}])
+    """Return the rows of a task that failed; paths in the reason lose their folders."""
+    shown = re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:;,']+)*[/\\](?=[^\s/\\:;,']+)", "", reason)
+    row = {"point": task.point, "seed": task.seed, "status": FAILED, "reason": shown}
+    return Done(task, [row | {"die": die} for die in task.dies])

@@ -156,7 +156,7 @@ def test_decay_is_explained_with_the_numbers_of_the_sweep() -> None:
 def test_flat_curves_are_called_flat() -> None:
     sweep = hand_made("retention.tau", TAUS, [[70, 71], [71, 70], [70, 71], [71, 70]], ideal=72)
     (text,) = physics(analyse(sweep))
-    assert "Accuracy does not fall within this sweep: no value can be told apart from 50\xa0ms." in text
+    assert "No fall of accuracy is resolved within this sweep: no value can be told apart from 50\xa0ms." in text
 
 
 def test_steps_of_the_readout_are_explained() -> None:

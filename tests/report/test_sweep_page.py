@@ -121,7 +121,7 @@ def test_first_screen_answers_the_question() -> None:
         f"{100 * base.drop:.1f} points below the ideal device",
         "78.5 %", "40.0 %", "83.3 %", "596 nJ", "2.69 µs", "200 test cases", "4 simulated dies",
         "Most accurate point, cheapest within 1 point of the most accurate:", "Required retention.tau, at least",
-        "the majority class (40.0 %): clearly above", "TF-IDF + logistic regression (83.3 %): clearly below",
+        "the majority class (40.0 %): above", "TF-IDF + logistic regression (83.3 %): below",
         "No swept retention.tau keeps accuracy within 1 point of the ideal device, with readout.bits held at 5",
         "Along retention.tau accuracy rises or stays",
     ):  # fmt: skip

@@ -105,7 +105,8 @@ def _required_sentence(curve: Curve, lines: list[LineRequired]) -> str:
         return f"No swept {name} keeps accuracy within {ending}{held}; {own}."
     if ideal.at == -math.inf:
         return f"Any swept {name} keeps accuracy within {ending}{held}: {_whole(ideal)}{_bounds(ideal)}."
-    return f"To keep accuracy within {ending}{held}, {name} must be {bound} {_whole(ideal)}{_bounds(ideal)}."
+    shown = f"{_whole(ideal)}, interpolated between swept values{_bounds(ideal)}"
+    return f"To keep accuracy within {ending}{held}, {name} must be {bound} {shown}."
 
 
 def _whole(found: Required) -> str:
@@ -126,7 +127,11 @@ def _end_text(curve: Curve, found: LineRequired) -> str:
 def _best_sentence(sweep: Sweep, choice: Choice) -> str:
     if choice.best is None or len(sweep.designs) < 2:
         return ""
-    share = f"; it is the best in {percent(choice.best_share, 0)} of the draws" if choice.best_share is not None else ""
+    share = (
+        f"; it is the best, or equal to it, in {percent(choice.best_share, 0)} of the draws"
+        if choice.best_share is not None
+        else ""
+    )
     point = sweep.points[choice.best]
     return f"Most accurate: {sweep.settings_text(choice.best)}, {percent(point.accuracy)}{share}."
 
@@ -136,7 +141,7 @@ def _energy_sentence(sweep: Sweep, choice: Choice) -> str:
     if not energies:
         return ""
     if not changes_energy(sweep):
-        return f"No varied key changes the energy per token by 0.1 % or more: {engineering(energies[0], 'J')}."
+        return f"No varied key changes the energy per token by 1 % or more: {engineering(energies[0], 'J')}."
     text = f"Energy per token runs from {engineering(min(energies), 'J')} to {engineering(max(energies), 'J')}"
     if choice.cheapest is None or choice.cheapest == choice.best:
         return f"{text}; no cheaper point comes within 1 point of the most accurate one."
@@ -183,9 +188,9 @@ def _against(sweep: Sweep, key: str, name: str) -> str:
         return ""
     shown = interval(list(bounds))
     if bounds[0] > accuracy:
-        verdict = f"clearly above; its whole interval ({shown}) lies higher"
+        verdict = f"above; its whole interval ({shown}) lies higher"
     elif bounds[1] < accuracy:
-        verdict = f"clearly below; its whole interval ({shown}) lies lower"
+        verdict = f"below; its whole interval ({shown}) lies lower"
     else:
         verdict = f"not told apart; the baseline lies inside its interval ({shown})"
     named = f"the {name[0].lower()}{name[1:]}" if name[1].islower() else name

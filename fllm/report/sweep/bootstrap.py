@@ -11,7 +11,7 @@ Approximation: seeds are not redrawn; two or three of them would say little.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,25 @@ def bootstrap(points: Sequence[Point], result: Mapping[str, Any], draws: int = D
         cases = _test_cases(result, seed)
         if not cases:
             continue
-        for which, scored in enumerate(_one_seed(points, seed, cases, draws)):
+        same = [replace(point, rows=tuple(_with_cases(point, cases_of(points, seed)))) for point in points]
+        for which, scored in enumerate(_one_seed(same, seed, cases, draws)):
             known = ~np.isnan(scored[0])
             sums[which][:, known] += scored[:, known]
             seeds_known[which] += known
     with np.errstate(invalid="ignore"):
         accuracy, ideal = sums / np.where(seeds_known > 0, seeds_known, np.nan)[:, None, :]
     return Draws(accuracy, ideal)
+
+
+def cases_of(points: Sequence[Point], seed: int) -> str | None:
+    """Return which test cases the base device of a seed was scored on; of a sweep without it, the first point."""
+    ranked = sorted(points, key=lambda point: not point.base)
+    return next((row.get("cases_sha256") for point in ranked for row in point.rows if row["seed"] == seed), None)
+
+
+def _with_cases(point: Point, cases: str | None) -> list[Row]:
+    """Return the rows that are scored on certain cases: others cannot be paired with them."""
+    return [row for row in point.rows if row.get("cases_sha256") == cases]
 
 
 def interval_of(draws: Array) -> tuple[float, float] | None:

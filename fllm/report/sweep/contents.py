@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fllm.report import tables
-from fllm.report.answer import device_title
+from fllm.report.answer import device_title, token_period_line
 from fllm.report.contents import INTRODUCTIONS
 from fllm.report.downloads import Download, csv_file
 from fllm.report.formatting import engineering, significant
@@ -106,6 +106,8 @@ def _cards(sweep: Sweep) -> list[tuple[str, str, list[str]]]:
         elif values:
             lines.append("no varied key changes it noticeably")
             number = engineering(values[0], unit)
+        if unit == "s" and (period := token_period_line(sweep.result)):
+            lines.append(period)
         cards.append((name, number, lines))
     return cards
 

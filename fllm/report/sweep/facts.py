@@ -49,7 +49,7 @@ class Sweep:
         found = [
             place
             for place in self.known
-            if not re.search(r"(^|/)ideal(\.yaml)?$", str(self.points[place].values.get("device_model", stated)))
+            if not re.search(r"(^|[/\\])ideal(\.yaml)?$", str(self.points[place].values.get("device_model", stated)))
         ]
         return found or self.known
 

@@ -14,6 +14,10 @@ MEANING = (
 )
 
 
+_PRICED = ("adc", "cost", "digital", "linear")
+"""Sections of a device file that hold prices."""
+
+
 def price_lines(sweep: Sweep) -> list[str]:
     """Say which varied keys the published prices do not follow."""
     entries, varied = device_entries(sweep.result), {key.name for key in sweep.keys}
@@ -51,9 +55,11 @@ def certainty(sweep: Sweep) -> list[str]:
         lines.append(
             "One seed: the spread between trained adapters and between splits of the data is not in any interval."
         )
+    if seeds > 1:
+        lines.append("The spread between seeds is in the bars of the figures; intervals of tables leave it out.")
     if sweep.known and sweep.points[sweep.known[0]].energy_interval:
         common = " The same prices hold at every point, so that points differ more surely than their intervals suggest."
-        several = any(key.name == "device_model" for key in sweep.keys)
+        several = any(key.name == "device_model" or key.name.split(".")[0] in _PRICED for key in sweep.keys)
         lines.append(f"The 95 % interval of an energy draws all prices from their ranges.{'' if several else common}")
     lines.append(
         "The most accurate of many points was picked after the fact: its accuracy is likely a little too high."
@@ -79,12 +85,28 @@ def limits(sweep: Sweep) -> list[str]:
             "The adapter was trained once and meets each device as it is: an adapter trained on a device may lose less."
         )
     lines += price_lines(sweep)
+    if any(len(cases) > 1 for cases in _cases_by_seed(sweep).values()):
+        lines.append(
+            "Some points were scored on other test cases than the base device: they have no interval, and differences "
+            "to them are not paired."
+        )
     entries = device_entries(result)
     assumed = sum(entry.get("kind") == "assumed" for entry in entries.values())
     if assumed:
         lines.append(f"{assumed} of {len(entries)} numbers of the base device are assumptions: no source reports them.")
     warnings = dict.fromkeys(warning for point in sweep.points for warning in point.warnings)
     return lines + [f"At some points: {warning}." for warning in warnings]
+
+
+def _cases_by_seed(sweep: Sweep) -> dict[int, set[object]]:
+    found: dict[int, set[object]] = {}
+    for row in (row for point in sweep.points for row in point.rows):
+        found.setdefault(row["seed"], set()).add(row.get("cases_sha256"))
+    return found
+
+
+def _known(value: object) -> object:
+    return "not known" if value is None else value
 
 
 def how_lines(sweep: Sweep) -> list[str]:
@@ -104,10 +126,14 @@ def how_lines(sweep: Sweep) -> list[str]:
         f"Design: {design.get('kind') or 'not stated'}, {plural(int(design.get('points') or 0), 'point')}{seeded}"
         f"{beside}. Each on {plural(int(result.get('dies') or 1), 'die')}; seeds: {seeds}."
     )
-    lines += [f"{entry['key']}: {entry.get('spec')}; base device: {entry.get('base') or 'not known'}."
+    lines += [f"{entry['key']}: {entry.get('spec')}; base device: {_known(entry.get('base'))}."
               for entry in result.get("keys") or []]  # fmt: skip
     lines.append("All other numbers are those of the base device below.")
     lines.append(MEANING)
+    lines.append(
+        "The ideal device has no levels, no decay, no spread and no noise. An adapter that was trained through a real "
+        "one may do better on that than on the ideal device, which therefore is no upper bound."
+    )
     lines.append(
         "Bars of figures: Student's t over dies of the mean on the same test cases; with several seeds, over the means "
         "of the seeds. They are cut off at 0 and 100 %."

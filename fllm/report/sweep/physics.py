@@ -133,7 +133,7 @@ def _fall_sentence(sweep: Sweep, key: Key, places: Sequence[int], *, decay: bool
     fall = find_fall(sweep, places)
     best = key.text(sweep.points[fall.best].values[key.name])
     if fall.fallen is None or fall.interval is None:
-        return f"Accuracy does not fall within this sweep: no value can be told apart from {best}."
+        return f"No fall of accuracy is resolved within this sweep: no value can be told apart from {best}."
 
     def named(place: int) -> tuple[str, str]:
         point = sweep.points[place]
@@ -197,7 +197,7 @@ def _readout(sweep: Sweep, curve: Curve, line: Line) -> str:
     ]
     text = (
         f"one step of the readout ({codes} code) is {shown[0]} and {shown[1]} of its full range, from negative to "
-        "positive saturation; what differs by less than a step is lost."
+        "positive saturation; what differs by less than a step is rounded away at each conversion."
     )
     return f"{_sentence(curve, line, text)} {_fall_sentence(sweep, curve.key, places, decay=False)}".strip()
 

@@ -100,7 +100,7 @@ class Point:
         same_as: Number of an earlier point with the same settings in effect.
         warnings: What was configured without effect.
         rows: Finished rows, by seed and die.
-        failures: Reasons of failed seeds, as (seed, reason).
+        failures: Different reasons of failed dies, as (seed, reason).
     """
 
     number: int
@@ -259,7 +259,9 @@ def _point(entry: Mapping[str, Any], keys: Sequence[Key], rows: Sequence[Row]) -
         warnings=tuple(entry.get("warnings") or ()),
         rows=tuple(row for row in rows if row.get("status") == "ok"),
         failures=tuple(
-            (row.get("seed"), str(row.get("reason") or "no reason given")) for row in rows if row["status"] != "ok"
+            dict.fromkeys(
+                (row.get("seed"), str(row.get("reason") or "no reason given")) for row in rows if row["status"] != "ok"
+            )
         ),
     )
 

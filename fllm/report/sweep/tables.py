@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fllm.report.answer import BASELINES
-from fllm.report.formatting import NOTHING, Quantity, engineering, interval, percent, significant
+from fllm.report.formatting import NOTHING, Quantity, engineering, interval, percent, plural, significant
 from fllm.report.sweep.cost_figures import letters
 from fllm.report.sweep.curves import Curve, held_on
 from fllm.report.sweep.facts import Bounds, Sweep
@@ -253,7 +253,5 @@ def _note(sweep: Sweep, point: Point) -> str:
     notes = [sweep.base_name] if point.base else []
     notes += ["added to the design"] if point.added else []
     notes += [f"same settings in effect as point {point.same_as}"] if point.same_as is not None else []
-    notes += (
-        [f"failed for {len(point.failures)} seed{'s' if len(point.failures) > 1 else ''}"] if point.failures else []
-    )
+    notes += [f"failed for {plural(len({seed for seed, _ in point.failures}), 'seed')}"] if point.failures else []
     return "; ".join([*notes, *point.warnings]) or NOTHING

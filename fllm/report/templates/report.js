@@ -51,9 +51,9 @@
     for (const head of heads) {
       const button = element("button", { type: "button", className: "sort" }, ...head.childNodes);
       button.addEventListener("click", () => {
-        const direction = NEXT[head.ariaSort ?? "none"];
+        const direction = NEXT[head.getAttribute("aria-sort") ?? "none"];
         for (const other of heads) other.removeAttribute("aria-sort");
-        if (direction !== "none") head.ariaSort = direction;
+        if (direction !== "none") head.setAttribute("aria-sort", direction);
         sort(groups, head.cellIndex, direction);
       });
       head.append(button);
