@@ -25,7 +25,7 @@ def test_python_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_shell_blocks_name_what_exists() -> None:
-    main_job, tests, _ = blocks("bash")
+    main_job, tests, _, _ = blocks("bash")
     assert (ROOT / shlex.split(main_job)[-1]).is_file()
     assert "-c constraints.txt" in main_job and "-c constraints.txt" in tests
     windows = blocks("powershell")
@@ -35,7 +35,7 @@ def test_shell_blocks_name_what_exists() -> None:
 def test_cost_block_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from fllm import cli
 
-    _, _, command = blocks("bash")
+    _, _, _, command = blocks("bash")
     program, *arguments = shlex.split(command)
     assert program == ".venv/bin/fllm" and arguments[0] == "cost"
     monkeypatch.chdir(ROOT)
@@ -48,20 +48,38 @@ def test_cost_block_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         assert named in out
 
 
+def test_sweep_block_is_accepted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything up to the evaluations, which take minutes."""
+    from fllm import cli, sweep_cli
+
+    _, _, command, _ = blocks("bash")
+    program, *arguments = shlex.split(command)
+    assert program == ".venv/bin/fllm" and arguments[0] == "sweep"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweep_cli, "_print_dry_run", lambda plan, *_: print(len(plan.points), plan.dies))
+    monkeypatch.setattr(sys, "argv", ["fllm", *arguments, "--dry-run"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (0, "24 4\n"), err
+
+
 def test_links_point_to_files() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
 
 
 def test_commands_in_the_text_are_options_that_exist() -> None:
-    """Options named in the text are options of ``fllm-run``."""
-    from fllm import cli
+    """Options named in the text are options of ``fllm-run`` and ``fllm sweep``."""
+    from fllm import cli, sweep_cli
 
     known = set(re.findall(r'"(--[a-z-]+)"', Path(cli.__file__).read_text(encoding="utf-8")))
     known |= {f"--{name.replace('_', '-')}" for name in cli.run.__annotations__}
-    for command in re.findall(r"`(fllm-run [^`]*)`", README):
-        for option in re.findall(r"(--[a-z_-]+)", command):
-            assert option.replace("_", "-") in known, command
+    swept = {f"--{name.replace('_', '-')}" for name in sweep_cli.sweep.__annotations__}
+    for commands, options in (("fllm-run", known), ("fllm sweep", swept)):
+        for command in re.findall(rf"`({commands} [^`]*)`", README):
+            for option in re.findall(r"(--[a-z_-]+)", command):
+                assert option.replace("_", "-") in options, command
 
 
 def test_default_run_file_is_the_default() -> None:

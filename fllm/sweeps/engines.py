@@ -184,10 +184,10 @@ def _join_or_start(ray: Any, workers: int) -> bool:
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    with contextlib.suppress(ConnectionError):
-        ray.init(address="auto", **quiet)
-        return True
-    ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+    try:  # not address="auto": that joins whatever runs here, also what another sweep has started for itself
+        ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+    except ValueError:  # a cluster, by RAY_ADDRESS or `ray start`, has CPUs of its own
+        ray.init(**quiet)
     return True
 
 

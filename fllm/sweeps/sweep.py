@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ def sweep(
     trained = (
         [given_adapter(path, plan, seed) for path, seed in zip(adapters, plan.seeds, strict=True)] if adapters else []
     )
-    record = describe(plan, trained)
+    record = describe(plan, [facts | {"folder": _from(folder, facts["folder"])} for facts in trained])
     record |= {"name": folder.name, "command": command, "created": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -141,6 +142,14 @@ def resume(folder: Path, *, how: How | None = None, observer: SweepObserver | No
     record |= {"status": "running", "final": None}
     with _locked(folder):
         return _go_on(_Sweep(plan, folder, record, how, observer or SweepObserver()), started)
+
+
+def _from(folder: Path, path: str) -> str:
+    """Return a path as seen from a folder, so that both can be moved and nobody's home stands in the record."""
+    try:
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return path
 
 
 def _check_free(folder: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib
 import pytest
-from fllm.report.comparison.page import render_comparison
 from matplotlib.container import BarContainer
 
 from device_models import InputError
@@ -27,6 +26,7 @@ from fllm.report.comparison.facts import (
     settings_differences,
 )
 from fllm.report.comparison.figures import LOOKS, MOST, draw_accuracy, draw_energy, draw_rounds, fold
+from fllm.report.comparison.page import render_comparison
 from fllm.report.comparison.sections import run_sections
 from fllm.report.comparison.tables import accuracy_verdict, against_first_table, parts_table, scores_table
 from fllm.report.drawing import own_style

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fllm.report.comparison.page import render_comparison
 
 from fllm.report.comparison.facts import settings_differences
+from fllm.report.comparison.page import render_comparison
 from fllm.report.comparison.sweep_figures import draw_all_points, draw_shared
 from fllm.report.comparison.sweep_tables import base_table, shared_csv, shared_table, sweeps_table
 from fllm.report.comparison.sweeps import Sweeps, read_sweeps

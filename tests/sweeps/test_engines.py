@@ -201,6 +201,88 @@ def test_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     )  # fmt: skip
 
 
+class PretendedRay:
+    """A cluster that is there already, or none, and tasks that are done at once or whose process died."""
+
+    class exceptions:  # noqa: N801 - as in ray
+        class RayError(Exception):
+            pass
+
+    def __init__(self, *, cluster: bool = False, connected: bool = False, kills: bool = False) -> None:
+        self.cluster, self.connected, self.kills = cluster, connected, kills
+        self.started: list[dict[str, Any]] = []
+        self.options: dict[str, Any] = {}
+        self.cancelled: list[Any] = []
+        self.shut_down = False
+
+    def is_initialized(self) -> bool:
+        return self.connected
+
+    def init(self, **options: Any) -> None:
+        if self.cluster and "num_cpus" in options:
+            raise ValueError("When connecting to an existing cluster, num_cpus and num_gpus must not be provided.")
+        self.started.append(options)
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        self.options = options
+        return lambda function: type("Remote", (), {"remote": staticmethod(lambda task: (task.point, task))})
+
+    def wait(self, references: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference: Any) -> Done:
+        if self.kills:
+            raise self.exceptions.RayError("a message that may quote anything")
+        return light.do(reference[1])
+
+    def cancel(self, reference: Any, force: bool) -> None:
+        self.cancelled.append(reference[0])
+
+    def shutdown(self) -> None:
+        self.shut_down = True
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PretendedRay]:
+    def made(**options: bool) -> PretendedRay:
+        ray = PretendedRay(**options)
+        monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+        monkeypatch.setattr(Task, "__hash__", lambda task: task.point)
+        return ray
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus"), [({}, [3]), ({"cluster": True}, [None]), ({"connected": True}, [])]
+)  # fmt: skip
+def test_ray_cluster_is_joined_or_started(
+    pretend: Callable[..., PretendedRay], options: dict[str, bool], cpus: list[int | None], tmp_path: Path
+) -> None:
+    """Never one that another process has started for itself, as ``address="auto"`` would: it may end at any time."""
+    ray = pretend(**options)
+    assert found(on_ray(tasks(tmp_path, 4), 3)) == {point: RIGHT[point] for point in range(4)}
+    assert [started.get("num_cpus") for started in ray.started] == cpus
+    assert not any("address" in started for started in ray.started)
+    assert ray.shut_down == (not options.get("connected"))
+    assert (ray.options["num_cpus"], ray.options["max_retries"]) == (1, 1)
+
+
+def test_task_whose_process_died_on_ray_is_recorded(pretend: Callable[..., PretendedRay], tmp_path: Path) -> None:
+    pretend(kills=True)
+    reasons = found(on_ray(tasks(tmp_path, 2), 1))
+    assert all("died twice" in reason and "quote" not in reason for reason in reasons.values())
+    assert len(reasons) == 2
+
+
+def test_leaving_ray_cancels_what_runs(pretend: Callable[..., PretendedRay], tmp_path: Path) -> None:
+    ray = pretend()
+    done = on_ray(tasks(tmp_path, 4), 1)
+    next(done)
+    done.close()  # type: ignore[attr-defined]
+    assert (sorted(ray.cancelled), ray.shut_down) == ([1, 2, 3], True)
+
+
 @pytest.fixture
 def no_ray_left() -> Iterator[Callable[[], list[str]]]:
     """Return a function that lists this session's processes of Ray."""
