@@ -204,7 +204,7 @@ def test_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 class PretendedRay:
     """A cluster that is there already, or none, and tasks that are done at once or whose process died."""
 
-    class exceptions:  # noqa: N801 - as in ray
+    class exceptions:
         class RayError(Exception):
             pass
 
