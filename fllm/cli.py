@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shlex
@@ -66,6 +67,9 @@ def _guarded(command: typer.Typer) -> None:
         print_error(f"error: {problem.format_message()}")
         sys.exit(EXIT_BAD_INPUT)
     except OSError as problem:
+        if problem.errno == errno.ENOSPC:
+            print_error("error: no space left on the disk; free some and resume")
+            sys.exit(EXIT_FAILED)
         if problem.filename is None:
             raise
         print_error(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions")

@@ -98,7 +98,9 @@ def sweep(
                 )  # fmt: skip
         except SweepInterrupted as stopped:
             terminal.close()
-            print_error(f"interrupted; state saved. Continue with: fllm sweep --resume {stopped.folder}")
+            print_error(
+                f"interrupted; state saved. Continue with: fllm sweep --resume {shlex.quote(str(stopped.folder))}"
+            )
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except RuntimeError as failed:
             if type(failed).__name__ != "RoundFailed":  # named, as importing it takes seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -355,3 +356,14 @@ def test_help_tells_every_option(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_shipped_model_is_untouched() -> None:
     """The broken copies of these tests were copies."""
     assert (SHIPPED / "model.safetensors").is_file()
+
+
+def test_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def no_space(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fllm.data.write_cohort", lambda *_, **__: no_space())
+    monkeypatch.setattr(sys, "argv", ["fllm", "data", "synthesize", "anywhere"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (stop.value.code, capsys.readouterr().err) == (1, "error: no space left on the disk; free some and resume\n")

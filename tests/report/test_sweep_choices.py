@@ -10,6 +10,7 @@ from fllm.report.sweep.facts import analyse
 from fllm.report.sweep.front import changes_energy, choose, pareto_front
 from fllm.report.sweep.method import limits
 from fllm.report.sweep.physics import find_fall, physics
+from fllm.report.sweep.tables import points_bounds
 from fllm.sweeps.table import energy_column
 from tests.report.sweep_example import SLUGS, TAUS, grid, hand_made, make_sweep
 
@@ -179,3 +180,12 @@ def test_a_cloud_is_told_by_its_ends() -> None:
     points = grid(retention__tau=TAUS, readout__bits=[3, 5])
     (text,) = physics(analyse(make_sweep(points, design="random")))
     assert "from 2.5\xa0% (retention.tau" in text and "Other keys vary from point to point" in text
+
+
+def test_an_interval_has_the_sign_of_its_number() -> None:
+    """A base device above the ideal one is so many points above it, with an interval of that."""
+    sweep = analyse(hand_made("readout.bits", [3, 4, 5], [[80, 82], [84, 86], [88, 90]], ideal=80))
+    (sentence,) = [line for line in findings(sweep, choose(sweep), []) if "the ideal device" in line][:1]
+    low, high = (-bound for bound in sweep.drop_interval(sweep.base))
+    assert "points above the ideal device" in sentence
+    assert f"(95 % interval {points_bounds((high, low))})" in sentence.replace("\xa0", " ")

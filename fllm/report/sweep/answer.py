@@ -82,7 +82,8 @@ def _base_sentence(sweep: Sweep) -> str:
     if point.accuracy is None or point.drop is None:
         return f"{name} {'failed' if point.failures else 'has not been evaluated yet'}."
     bounds = sweep.drop_interval(sweep.base)
-    told = f" (95 % interval {points_bounds(bounds)})" if bounds else ""
+    shown = bounds if bounds is None or point.drop >= 0 else (-bounds[1], -bounds[0])  # signed as the number is
+    told = f" (95 % interval {points_bounds(shown)})" if shown else ""
     verdict = "" if bounds is None or bounds[0] > 0 or bounds[1] < 0 else "; the two cannot be told apart"
     return (
         f"{name} reaches {percent(point.accuracy)}, {points_of(abs(point.drop))} points "
@@ -104,7 +105,7 @@ def _required_sentence(curve: Curve, lines: list[LineRequired]) -> str:
         own += f" keeps within 1 point of {_end_text(curve, found)}"
         return f"No swept {name} keeps accuracy within {ending}{held}; {own}."
     if ideal.at == -math.inf:
-        return f"Any swept {name} keeps accuracy within {ending}{held}: {_whole(ideal)}{_bounds(ideal)}."
+        return f"Any swept {name} keeps accuracy within {ending}{held}{_bounds(ideal)}."
     shown = f"{_whole(ideal)}, interpolated between swept values{_bounds(ideal)}"
     return f"To keep accuracy within {ending}{held}, {name} must be {bound} {shown}."
 
