@@ -14,7 +14,7 @@ from fllm.report.drawing import Picture
 from fllm.report.page import fill
 from fllm.report.tables import Table
 
-_SPECIAL = re.compile(r"[\\`*\[\]<>|$~&]|(?<!\w)_|_(?!\w)")
+_SPECIAL = re.compile(r"[\\`*\[\]<>|$~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _STARTS_BLOCK = re.compile(r"^(?=[#+=-])|^(\d+)(?=[.)])")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -117,6 +117,7 @@ def test_an_unfinished_run_says_so(result: dict[str, Any], status: str) -> None:
     assert "No event has been priced." in text
 
 
+@example("__0__")
 @given(st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), max_size=30))
 def test_a_cell_reads_as_it_stands(cell: str) -> None:
     table = Table("Caption", ("Column",), [Group([(cell,)])])
