@@ -162,8 +162,8 @@ def _monotony(sweep: Sweep) -> list[str]:
         way = "rises" if rises(sweep, curve) else "falls"
         if not found:
             lines.append(
-                f"Along {curve.key.name} accuracy {way} or stays: no neighbouring points contradict it ({len(pairs)} "
-                "pairs, 95 % intervals of their differences)."
+                f"Along {curve.key.name} accuracy {way} or stays: no neighbouring points contradict it "
+                f"({plural(len(pairs), 'pair')}, 95 % intervals of their differences)."
             )
             continue
         listed = "; ".join(
