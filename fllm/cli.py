@@ -18,7 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from device_models import InputError, format_quantity
-from fllm.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, folder_name, print_error, quiet_libraries
+from fllm.console import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    ProgressTerminal,
+    folder_name,
+    print_error,
+    quiet_libraries,
+)
 from fllm.cost_cli import cost
 from fllm.device_cli import device_app
 from fllm.observer import Observer, Observers
@@ -250,32 +258,16 @@ def data_synthesize(
     Console().print(f"{cases} fabricated cases of {hospitals} hospitals in {folder}", soft_wrap=True, highlight=False)
 
 
-class _Terminal(Observer):
+class _Terminal(ProgressTerminal, Observer):
     """Progress and table of a run."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
+        progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"),
             TimeElapsedColumn(), console=console, transient=True,
         )  # fmt: skip
-        self._task = self._progress.add_task("starting", total=None)
+        super().__init__(console, progress)
         self._heading_printed = False
-
-    def __enter__(self) -> _Terminal:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the progress bar away."""
-        self._progress.stop()
-
-    def stage(self, what: str) -> None:
-        """Show what goes on."""
-        self._progress.update(self._task, description=what)
 
     def round_done(self, row: Mapping[str, Any], total: int) -> None:
         """Advance the bar and print the round."""
@@ -297,9 +289,6 @@ class _Terminal(Observer):
     def warn(self, line: str) -> None:
         """Print a warning between the rounds."""
         self._print(f"warning  {line}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,8 +6,10 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any, Self
 
 from rich.console import Console
+from rich.progress import Progress
 
 from device_models import InputError
 
@@ -33,3 +35,29 @@ def quiet_libraries() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="The PEFT config's")
         warnings.filterwarnings("ignore", message=".*no effect of")  # the summary says it
         yield
+
+
+class ProgressTerminal:
+    """A terminal with a progress bar that goes away at the end; its stages stand before the bar."""
+
+    def __init__(self, console: Console, progress: Progress, **fields: Any) -> None:
+        self._console, self._progress = console, progress
+        self._task = progress.add_task("starting", total=None, **fields)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self._progress.stop()
+
+    def stage(self, what: str) -> None:
+        """Show what goes on."""
+        self._progress.update(self._task, description=what)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)

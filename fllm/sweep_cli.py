@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from device_models import InputError
-from fllm.console import EXIT_FAILED, EXIT_INTERRUPTED, folder_name, print_error, quiet_libraries
+from fllm.console import EXIT_FAILED, EXIT_INTERRUPTED, ProgressTerminal, folder_name, print_error, quiet_libraries
 from fllm.observer import SweepObserver
 from fllm.report.formatting import plural
 
@@ -224,33 +224,16 @@ def _in_words(point: Any) -> str:
     return "  ".join([settings, *(f"({text})" for text, holds in marks.items() if holds)])
 
 
-class _Terminal(SweepObserver):
+class _Terminal(ProgressTerminal, SweepObserver):
     """Progress of a sweep, and of the runs that train its adapters."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         columns = (
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("{task.fields[what]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._task = self._progress.add_task("starting", total=None, what="")
+        super().__init__(console, Progress(*columns, console=console, transient=True), what="")
         self._failures = 0
-
-    def __enter__(self) -> _Terminal:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the progress bar away."""
-        self._progress.stop()
-
-    def stage(self, what: str) -> None:
-        """Show what goes on."""
-        self._progress.update(self._task, description=what)
 
     def round_done(self, row: Mapping[str, Any], total: int) -> None:
         """Advance the bar of a training."""
@@ -266,7 +249,7 @@ class _Terminal(SweepObserver):
         if reason is not None:
             self._failures += 1
             if self._failures <= 3:
-                self._console.print(f"a point failed: {reason}", highlight=False, soft_wrap=True, markup=False)
+                self._print(f"a point failed: {reason}")
 
 
 def _print_summary(result: Mapping[str, Any], folder: Path) -> None:

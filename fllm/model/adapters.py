@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from device_models import InputError
 from fllm.config import LoraSettings
+from fllm.model.digest import digest_of_arrays
 from hwsim import BitLinear
 from hwsim.randomness import seed_of
 
@@ -80,11 +80,7 @@ def set_adapter(model: PeftModel, adapter: Mapping[str, Tensor]) -> None:
 
 def adapter_digest(adapter: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names and values: equal digests, equal adapters."""
-    digest = hashlib.sha256()
-    for name in sorted(adapter):
-        digest.update(name.encode())
-        digest.update(adapter[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of_arrays({name: tensor.contiguous().numpy() for name, tensor in adapter.items()})
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

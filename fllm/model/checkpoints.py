@@ -105,7 +105,7 @@ def write_packed(model: PreTrainedModel, folder: Path) -> None:
 def load_packed(folder: Path) -> BitNetForCausalLM:
     """Load a packed checkpoint with offline BitLinear layers, everything in float32.
 
-    Range scalers are left to the caller, as they only exist on a device (:func:`load_scalers`).
+    Range scalers are left to the caller, as they only exist on a device (:func:`set_scalers`).
 
     Raises:
         InputError: If weights are missing, unreadable, or do not fit the configuration.
@@ -144,11 +144,6 @@ def _decoded(name: str, tensor: Tensor, folder: Path) -> Tensor:
         return unpack_codes(tensor)
     except ValueError as error:
         raise InputError(str(error), where=f"{folder / WEIGHTS}: {name}", remedy="get the file again") from None
-
-
-def load_scalers(model: torch.nn.Module, folder: Path) -> frozenset[str]:
-    """Load the range scalers of an emulated model, if the folder has any; see :func:`set_scalers`."""
-    return set_scalers(model, read_scalers(folder), folder)
 
 
 def read_scalers(folder: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import traceback
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ from fllm.sweeps.table import OK, bits, energy_column
 from fllm.sweeps.tasks import Done, Task, failed
 from hwsim import Die, EventCounts, count_events, emulate
 from hwsim.analytic import analytic_events
+from hwsim.shapes import ModelShape, model_shape
+
+MOST_DIES = 32
+"""Chips whose deviates are kept."""
+_NONE = {"nominal": 0.0}
+_PLACED = ("device_model", "token_period", "adaptation", "dies")
+"""What a device is put on a loaded model with."""
 
 
 class Worker:
@@ -59,13 +67,6 @@ class Worker:
             self._held.clear()  # one model at a time: the points of a seed come one after another
             self._held[key] = Held.of(task)
         return self._held[key]
-
-
-MOST_DIES = 32
-"""Chips whose deviates are kept."""
-_NONE = {"nominal": 0.0}
-_PLACED = ("device_model", "token_period", "adaptation", "dies")
-"""What a device is put on a loaded model with."""
 
 
 def _reason(error: Exception) -> str:
@@ -164,18 +165,26 @@ class Held:
     def _counts(self, device: DeviceModel, period: float | None) -> EventCounts:
         """Count what answering the test cases takes: each prompt through the model, the LM head asked at its end."""
         total = EventCounts()
-        inner = self.bench.loaded.model
-        config: Any = inner.config
         for tokens, prompts in sorted(Counter(len(prompt.tokens) for prompt in self.test).items()):
-            try:
-                counts = analytic_events(
-                    config.to_dict(), device, tokens=tokens, batch=prompts, token_period_s=period,
+            if self._shape is None:
+                total.add(self._counted(tokens, prompts, device, period))
+                continue
+            total.add(
+                analytic_events(
+                    self._shape, device, tokens=tokens, batch=prompts, token_period_s=period,
                     adapter_rank=self.bench.config.lora.r, head_tokens=1,
-                )  # fmt: skip
-            except InputError:  # a family whose shapes are not known: count a pass instead
-                counts = self._counted(tokens, prompts, device, period)
-            total.add(counts)
+                )
+            )  # fmt: skip
         return total
+
+    @cached_property
+    def _shape(self) -> ModelShape | None:
+        """Sizes of the model; None of a family whose sizes are not known, whose passes are counted instead."""
+        config: Any = self.bench.loaded.model.config
+        try:
+            return model_shape(config.to_dict())
+        except InputError:
+            return None
 
     def _counted(self, tokens: int, prompts: int, device: DeviceModel, period: float | None) -> EventCounts:
         emulate(self.bench.model, device, die_seed=None, token_period=period)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_models import InputError
 from fllm.memory import peak_memory_bytes
+from fllm.model.adapters import get_adapter
 from fllm.observer import Observer
 from fllm.preparation import Prepared, prepare
+from fllm.sweeps.bench import Held
 from fllm.sweeps.plan import Plan, Point
 from fllm.sweeps.sweep import DIES_PER_TASK
 from fllm.sweeps.tasks import Task
@@ -90,8 +92,6 @@ def estimate(plan: Plan, workers: int, *, adapters: int) -> Estimate:
 
 def _evaluation(plan: Plan, prepared: Prepared, points: list[Point]) -> float:
     """Time one evaluation of a die, the mean over points at the ends and in the middle of the design."""
-    from fllm.sweeps.bench import Held
-
     chosen = sorted({0, len(points) // 2, len(points) - 1})[:TRIED_POINTS]
     held = Held(prepared.bench, prepared.test, "")
     seconds, problem = [], None
@@ -112,10 +112,6 @@ def _evaluation(plan: Plan, prepared: Prepared, points: list[Point]) -> float:
 
 def _training(prepared: Prepared, evaluation_s: float) -> float:
     """Time a few steps of one client, and multiply; each round is evaluated on one die and the ideal device."""
-    from dataclasses import replace
-
-    from fllm.model.adapters import get_adapter
-
     config, hospital = prepared.config, prepared.hospitals[0]
     hospital.training = replace(hospital.training, steps=TRIED_STEPS)
     began = time.perf_counter()

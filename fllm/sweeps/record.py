@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from device_models import DeviceModel, InputError, load_device, parse_quantity
 from device_models.loading import preset_names
 from fllm.config import RunConfig, validate_config
 from fllm.energy import cost_sources
+from fllm.model.digest import digest_of_arrays
 from fllm.record import assumptions, device_facts, environment
 from fllm.results import SCHEMA_VERSION, SWEEP, read_result
 from fllm.sweeps.design import parse_vary
@@ -153,15 +153,10 @@ def stored_digest(folder: Path) -> str:
     """
     from safetensors.numpy import load_file
 
-    digest = hashlib.sha256()
     try:
-        tensors = load_file(folder / "adapter_model.safetensors")
+        return digest_of_arrays(load_file(folder / "adapter_model.safetensors"))
     except Exception as error:  # a file that is gone, cut off or no such file, each with an error of its own
         raise InputError(f"adapter cannot be read ({type(error).__name__})", where=str(folder)) from None
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].tobytes())
-    return digest.hexdigest()
 
 
 def adapter_facts(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:

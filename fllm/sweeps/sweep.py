@@ -30,7 +30,7 @@ from fllm.results import SWEEP, read_result, write_result
 from fllm.sweeps.engines import ENGINES, check_engine
 from fllm.sweeps.plan import Plan, Point, with_settings
 from fllm.sweeps.record import adapter_facts, describe, given_adapter, plan_of, stored_digest, warnings_of
-from fllm.sweeps.table import FAILED, OK, Table, columns_of
+from fllm.sweeps.table import FAILED, OK, Table, columns_of, place_of
 from fllm.sweeps.tasks import Done, Task, failed
 
 RESULT, TABLE, LOCK = "result.json", "table.csv", ".lock"
@@ -163,9 +163,10 @@ def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
     table = folder / TABLE
     if any(path.is_dir() for path in folder.iterdir()) or (table.exists() and table.read_bytes().count(b"\n") > 1):
         return
-    for name in (RESULT, TABLE, LOCK):
+    for name in (RESULT, TABLE):
         (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something of the user's is in it
+    with contextlib.suppress(OSError):  # Windows keeps a lock that is held; or something of the user's is in it
+        (folder / LOCK).unlink(missing_ok=True)
         for path in made:
             path.rmdir()
 
@@ -254,7 +255,6 @@ class _Sweep:
 
     def _tasks(self) -> list[Task]:
         """Cut what is missing into tasks, the base device first; a combination that is no device fails here."""
-        have = {(row["point"], row["seed"], row["die"]) for row in self.table.rows}
         tasks = []
         size = self.plan.dies if self.plan.mode == "train" else DIES_PER_TASK  # no two workers train in one folder
         for seed in self.plan.seeds:
@@ -262,7 +262,7 @@ class _Sweep:
                 twins = self.twins.get(point.number, [])
                 missing = [
                     die for die in range(self.plan.dies)
-                    if not all((twin.number, seed, die) in have for twin in twins)
+                    if not all((twin.number, seed, die) in self.table.places for twin in twins)
                 ]  # fmt: skip
                 for first in range(0, len(missing), size):
                     dies = tuple(missing[first : first + size])
@@ -285,9 +285,8 @@ class _Sweep:
     def _take(self, done: Done) -> None:
         """Put what came of a task into the table, for the point and those of equal settings."""
         twins, task = self.twins[done.task.point], done.task
-        have = {(row["point"], row["seed"], row["die"]) for row in self.table.rows}
         rows = [self._row(twin, row) for twin in twins for row in done.rows]
-        self.table.append([row for row in rows if (row["point"], row["seed"], row["die"]) not in have])
+        self.table.append([row for row in rows if place_of(row) not in self.table.places])
         for twin in twins:
             self.record["points"][twin.number]["warnings"] = list(done.warnings)
         if task.train is not None and self.plan.points[task.point].base and (task.train / RESULT).exists():

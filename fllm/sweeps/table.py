@@ -41,6 +41,11 @@ def columns_of(keys: Sequence[str]) -> tuple[str, ...]:
     return (*PLACE, *STATE, *keys, *METRICS, *parts, *FACTS, *CASES, *FLAGS, "settings_sha256")
 
 
+def place_of(row: Row) -> tuple[int, int, int | None]:
+    """Return point, seed and die of a row: there is one row for each."""
+    return row["point"], row["seed"], row["die"]
+
+
 class Table:
     """A CSV file that only grows while a sweep runs.
 
@@ -48,6 +53,10 @@ class Table:
         path: The file; what is there is read, a row that was cut off is dropped.
         columns: Its columns.
         words: Columns of varied keys whose values are words.
+
+    Attributes:
+        rows: All rows.
+        places: Point, seed and die of each.
 
     Raises:
         InputError: If the file has other columns.
@@ -61,6 +70,7 @@ class Table:
             self._read()
         else:
             self._replace()
+        self.places = set(map(place_of, self.rows))
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add finished rows, safe on disk before this returns."""
@@ -69,10 +79,12 @@ class Table:
             file.flush()
             os.fsync(file.fileno())
         self.rows += [dict(row) for row in rows]
+        self.places.update(map(place_of, rows))
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drop all rows but some."""
         self.rows = [row for row in self.rows if wanted(row)]
+        self.places = set(map(place_of, self.rows))
         self._replace()
 
     def sort(self) -> None:

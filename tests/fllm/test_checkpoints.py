@@ -24,8 +24,9 @@ from fllm.model.checkpoints import (
     WEIGHTS,
     is_packed,
     load_packed,
-    load_scalers,
     pack_codes,
+    read_scalers,
+    set_scalers,
     unpack_codes,
     write_packed,
 )
@@ -114,7 +115,7 @@ def test_written_model_computes_the_same_bits(tmp_path: Path) -> None:
     assert not any(isinstance(layer, BitLinear) and not layer.offline for layer in loaded.modules())
     emulate(loaded, DEVICE, token_period=1e-5)
     assert not torch.equal(logits(loaded), before)  # the range scalers are not there yet
-    assert load_scalers(loaded, tmp_path)
+    assert set_scalers(loaded, read_scalers(tmp_path), tmp_path)
     assert torch.equal(logits(loaded), before)
 
 
@@ -143,7 +144,7 @@ def test_folder_without_scalers_says_so(tmp_path: Path) -> None:
     (tmp_path / SCALERS).unlink()
     loaded = load_packed(tmp_path)
     emulate(loaded, DEVICE, token_period=1e-5)
-    assert load_scalers(loaded, tmp_path) == frozenset()
+    assert set_scalers(loaded, read_scalers(tmp_path), tmp_path) == frozenset()
 
 
 def on(overrides: dict[str, object], folder: Path) -> BitNetForCausalLM:
@@ -171,19 +172,19 @@ def test_scalers_of_some_devices_come_with_them(tmp_path: Path) -> None:
         cells.logit_gain.data.fill_(3.0 + index)
     write_packed(model, tmp_path)
     loaded = on({**RANGE, **SOFTMAX}, tmp_path)
-    assert load_scalers(loaded, tmp_path) == PLAIN | {"full_scale", "logit_gain"}
+    assert set_scalers(loaded, read_scalers(tmp_path), tmp_path) == PLAIN | {"full_scale", "logit_gain"}
     for a, b in zip(gain_cell_layers(model), gain_cell_layers(loaded), strict=True):
         assert torch.equal(a.full_scale, b.full_scale) and torch.equal(a.logit_gain, b.logit_gain)
     # a device that fixes both takes the others
     plain = on({}, tmp_path)
-    assert load_scalers(plain, tmp_path) == PLAIN | {"full_scale", "logit_gain"}
+    assert set_scalers(plain, read_scalers(tmp_path), tmp_path) == PLAIN | {"full_scale", "logit_gain"}
     for a, b in zip(gain_cell_layers(model), gain_cell_layers(plain), strict=True):
         assert torch.equal(a.query.gain, b.query.gain) and b.full_scale is None
 
 
 def test_file_may_do_without_scalers_of_some_devices(tmp_path: Path) -> None:
     model = on({**RANGE, **SOFTMAX}, SHIPPED)
-    assert load_scalers(model, SHIPPED) == PLAIN
+    assert set_scalers(model, read_scalers(SHIPPED), SHIPPED) == PLAIN
     assert all((cells.full_scale == 1.0).all() for cells in gain_cell_layers(model))
 
 
@@ -209,7 +210,7 @@ def test_scalers_that_do_not_fit_are_refused(tmp_path: Path, edit: Callable, dev
     write_packed(on(RANGE, SHIPPED), tmp_path)
     change_scalers(tmp_path, edit)
     with pytest.raises(InputError, match="range scalers do not fit the model"):
-        load_scalers(on(device, tmp_path), tmp_path)
+        set_scalers(on(device, tmp_path), read_scalers(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_plain_transformers_decodes_the_same_weights(dtype: torch.dtype | None) 
 def test_writing_the_shipped_model_gives_its_bytes(tmp_path: Path) -> None:
     model = load_packed(SHIPPED)
     emulate(model, DEVICE, token_period=1e-5)
-    load_scalers(model, SHIPPED)
+    set_scalers(model, read_scalers(SHIPPED), SHIPPED)
     write_packed(model, tmp_path)
     for name in (WEIGHTS, SCALERS):
         assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes(), name

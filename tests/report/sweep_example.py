@@ -17,6 +17,7 @@ import numpy as np
 
 from device_models.costs import PARTS
 from device_models.quantities import parse_quantity
+from fllm.sweeps.table import energy_column
 
 UNITS = {"retention.tau": "s", "token_period": "s", "operation.temperature": "K"}
 BASE = {
@@ -32,7 +33,7 @@ TAUS = ["0.2 ms", "1 ms", "5 ms", "50 ms"]
 PRESETS = ["ideal", "gaincell_28nm", "gaincell_28nm_4t1c", "gaincell_28nm_logic", "gaincell_igzo", "parity_leroux2025",
            "sram_dcim_28nm"]  # fmt: skip
 PROMPT = 75
-SLUGS = {part: "energy_" + "".join(c if c.isalnum() else "_" for c in part) + "_j" for part in PARTS}
+SLUGS = {part: energy_column(part) for part in PARTS}
 
 
 def grid(**spec: Sequence[Any]) -> list[dict[str, Any]]:

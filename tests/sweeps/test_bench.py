@@ -345,13 +345,14 @@ def test_head_is_asked_once_per_case(held: Held) -> None:
 
 def test_model_of_an_unknown_family_is_counted(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     device = load_device("gaincell_28nm")
-    emulate(held.bench.model, device, token_period=1e-5)
     known = as_counted(held._counts(device, 1e-5))
+    emulate(held.bench.model, load_device("ideal"), token_period=1e-5)  # what the point before left it on
 
     def unknown(*_: object, **__: object) -> None:
         raise InputError("unknown family")
 
-    monkeypatch.setattr(fllm.sweeps.bench, "analytic_events", unknown)
+    monkeypatch.setattr(fllm.sweeps.bench, "model_shape", unknown)
+    monkeypatch.delitem(held.__dict__, "_shape")
     assert as_counted(held._counts(device, 1e-5)) == known
 
 

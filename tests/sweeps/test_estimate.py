@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import fllm.sweeps.bench
 import fllm.sweeps.estimate
 from device_models import InputError
 from fllm.sweeps.estimate import TRIED_POINTS, Estimate, estimate
@@ -73,7 +72,7 @@ class Tries:
 def tries(monkeypatch: pytest.MonkeyPatch) -> type[Tries]:
     monkeypatch.setattr(Tries, "points", [], raising=False)
     monkeypatch.setattr(Tries, "refused", set(), raising=False)
-    monkeypatch.setattr(fllm.sweeps.bench, "Held", Tries)
+    monkeypatch.setattr(fllm.sweeps.estimate, "Held", Tries)
     monkeypatch.setattr(fllm.sweeps.estimate, "prepare", lambda config, observer: SimpleNamespace(bench=None, test=[]))
     monkeypatch.setattr(fllm.sweeps.estimate, "_training", lambda prepared, evaluation_s: 100.0)
     return Tries

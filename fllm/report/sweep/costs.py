@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from fllm.report.sweep.curves import Curve, curves, held_on, shown_line
 from fllm.report.sweep.facts import Sweep
 from fllm.report.sweep.front import choose, differs
 from fllm.report.sweep.points import Key, Point, Value
+from fllm.sweeps.table import energy_column
 
 SMALL_PART = 0.03
 """[1] share of the total below which a part is merged with the other small ones."""
@@ -37,14 +37,13 @@ class EnergyBars:
 
 def parts_of_point(point: Point) -> dict[str, float]:
     """Energy per token by part [J], in the order of reports; parts that take nothing are left out."""
-    columns = {_slug(part): part for part in PARTS}
+    parts = {energy_column(part): part for part in PARTS}
     found: dict[str, float] = {}
     names = sorted({column for row in point.rows for column in row if _is_part(column)})
     for column in names:
         energy = point.mean(column)
         if energy:
-            slug = column[len("energy_") : -len("_j")]
-            found[columns.get(_slug(slug), slug.replace("_", " "))] = energy
+            found[parts.get(column) or column[len("energy_") : -len("_j")].replace("_", " ")] = energy
     order = list(PARTS)
     return {part: found[part] for part in sorted(found, key=lambda part: _rank(part, order))}
 
@@ -116,10 +115,6 @@ def _spread(places: Sequence[int]) -> list[int]:
 
 def _is_part(column: str) -> bool:
     return column.startswith("energy_") and column.endswith("_j") and not column.startswith("energy_per_token")
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name).strip("_").lower()
 
 
 def _rank(part: str, order: Sequence[str]) -> tuple[int, str]:
