@@ -28,6 +28,7 @@ from fllm.console import (
     quiet_libraries,
 )
 from fllm.cost_cli import cost
+from fllm.data_cli import data_app
 from fllm.device_cli import device_app
 from fllm.observer import Observer, Observers
 from fllm.sweep_cli import sweep
@@ -40,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 base_app = typer.Typer(help="The tiny base model.", no_args_is_help=True)
-data_app = typer.Typer(help="Clinical cohorts.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
 app.add_typer(data_app, name="data")
 app.add_typer(device_app, name="device")
@@ -239,23 +239,6 @@ def base_build(
     for key, loss in losses.items():
         console.print(f"{key}: {loss:.4f} nat per token", highlight=False)
     console.print(str(out), soft_wrap=True, highlight=False)
-
-
-@data_app.command("synthesize")
-def data_synthesize(
-    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
-    cases: Annotated[int, typer.Option(help="Number of cases.")] = 2400,
-    hospitals: Annotated[int, typer.Option(help="Number of hospitals.")] = 4,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    label_concentration: Annotated[
-        float, typer.Option(help="How alike the hospitals' mixes of diagnoses are; 0.1 is extreme, 100 nearly none.")
-    ] = 10.0,
-) -> None:
-    """Write a made-up cohort in the MIMIC-IV-Ext-CDM layout."""
-    from fllm.data import write_cohort
-
-    write_cohort(folder, cases, n_hospitals=hospitals, seed=seed, label_concentration=label_concentration)
-    Console().print(f"{cases} fabricated cases of {hospitals} hospitals in {folder}", soft_wrap=True, highlight=False)
 
 
 class _Terminal(ProgressTerminal, Observer):

@@ -19,9 +19,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "laboratory_tests.csv": ("hadm_id", "itemid", "valuestr", "ref_range_lower", "ref_range_upper"),
     "lab_test_mapping.csv": ("itemid", "label", "fluid", "category", "count", "corresponding_ids"),
     "radiology_reports.csv": ("hadm_id", "note_id", "modality", "region", "exam_name", "text"),
+    "microbiology.csv": ("hadm_id", "test_itemid", "valuestr", "spec_itemid"),
     "discharge_diagnosis.csv": ("hadm_id", "discharge_diagnosis"),
+    "icd_diagnosis.csv": ("hadm_id", "icd_diagnosis"),
+    "discharge_procedures.csv": ("hadm_id", "discharge_procedure"),
+    "icd_procedures.csv": ("hadm_id", "icd_code", "icd_title", "icd_version"),
 }
-"""Columns of MIMIC-IV-Ext-CDM v1.1 in their order; the last file is an outcome and is never read."""
+"""Columns of MIMIC-IV-Ext-CDM v1.1 in their order."""
+
+OUTCOMES: frozenset[str] = frozenset(
+    {"discharge_diagnosis.csv", "icd_diagnosis.csv", "discharge_procedures.csv", "icd_procedures.csv"}
+)
+"""Tables that name the answer or its treatment: checked, never loaded into a case."""
 
 _INTEGER = re.compile(r"[0-9]{1,15}(?:\.0+)?")
 _MISSING = {"", "nan"}
