@@ -1,8 +1,8 @@
-"""Clinical cases: the loader of MIMIC-IV-Ext-CDM, a fabricated cohort in the same layout, notes and partitions."""
+"""Clinical cases: the loader of MIMIC-IV-Ext-CDM, a fabricated cohort in the same layout, and notes."""
 
-from fllm.data.cdm import DIAGNOSES, Case, Cohort, LabResult, RadiologyReport, load_cohort
-from fllm.data.partition import Split, partition_by_hospital, split_cases
-from fllm.data.prompts import FIELDS, answer, build_note, check_fields, note_sections
+from fllm.data.cdm import DIAGNOSES, Case, Cohort, Culture, LabResult, RadiologyReport, load_cohort
+from fllm.data.corpus import Corpus, Example, Task
+from fllm.data.prompts import FIELDS, answer, build_note, check_fields, diagnosis_corpus, note_sections
 from fllm.data.synthetic import SyntheticTables, load_synthetic, synthesize_cohort, write_cohort
 
 __all__ = [
@@ -10,18 +10,20 @@ __all__ = [
     "FIELDS",
     "Case",
     "Cohort",
+    "Corpus",
+    "Culture",
+    "Example",
     "LabResult",
     "RadiologyReport",
-    "Split",
     "SyntheticTables",
+    "Task",
     "answer",
     "build_note",
     "check_fields",
+    "diagnosis_corpus",
     "load_cohort",
     "load_synthetic",
     "note_sections",
-    "partition_by_hospital",
-    "split_cases",
     "synthesize_cohort",
     "write_cohort",
 ]

@@ -1,250 +1,240 @@
-"""Cases in the layout of MIMIC-IV-Ext-CDM v1.1, as the emulator's federations read them.
+"""Cohorts in the layout of MIMIC-IV-Ext-CDM v1.1, real or fabricated, as the emulator's federations read them.
 
-Five tables, the labels and, where present, the hospitals are read. The outcome tables (discharge diagnosis, procedures,
-ICD codes) are never opened: they name the answer or its treatment.
+Every table of the layout must be there. The outcome tables (discharge diagnosis, procedures, ICD codes) are looked for
+but never opened: they name the answer or its treatment.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from device_models.errors import InputError, nearest
-from fllm.data.cdm_files import CohortFiles, integer_or_none, integers, limits
+from device_models.errors import InputError
+from fllm.data.cdm_age import age_of
+from fllm.data.cdm_cases import (
+    DIAGNOSES,
+    MIMIC_IDS,
+    PUBLISHED_COUNTS,
+    SYNTHETIC_FIRST_ID,
+    SYNTHETIC_NOTE,
+    Case,
+    Cohort,
+    Culture,
+    LabResult,
+    RadiologyReport,
+    all_fabricated,
+)
+from fllm.data.cdm_counts import count_text, number_of, share_text
+from fllm.data.cdm_files import COLUMNS, HISTORY, HOSPITALS, LABELS, LABS, MICROBIOLOGY, RADIOLOGY, CohortFiles
+from fllm.data.cdm_numbers import leading_number
+from fllm.data.cdm_tables import (
+    LONGEST_HOSPITAL,
+    cultures,
+    diagnoses,
+    examinations,
+    hospital_names,
+    is_hospital_name,
+    item_names,
+    lab_results,
+    reports,
+    require,
+    texts,
+)
 
-DIAGNOSES: tuple[str, ...] = ("appendicitis", "cholecystitis", "diverticulitis", "pancreatitis")
-"""The four classes, in the order of every table of this package."""
-
-SYNTHETIC_FIRST_ID = 90_000_000
-"""Identifiers from here on are fabricated; those of MIMIC-IV lie between 20,000,000 and 29,999,999."""
-
-_LABELS, _HOSPITALS = "pathology_ids.json", "hospital_ids.json"
-_NUMBER = re.compile(r"\s*([-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)(?![0-9.,:/-])")
-_PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z_ -]{0,39}")
-
-
-@dataclass(frozen=True)
-class LabResult:
-    """First value of one laboratory test in an admission.
-
-    Args:
-        itemid: Test number of MIMIC-IV.
-        label: Name of the test.
-        fluid: Material, such as ``Blood``.
-        value: The value as written.
-        number: The leading number of the value, in the unit the value names; None when it is no number.
-        lower: Lower limit of the row's own reference range, same unit, or None.
-        upper: Upper limit, or None.
-    """
-
-    itemid: int
-    label: str
-    fluid: str
-    value: str = field(repr=False)
-    number: float | None = field(repr=False)
-    lower: float | None
-    upper: float | None
-
-
-@dataclass(frozen=True)
-class RadiologyReport:
-    """One radiology report without its impression, as the release has it."""
-
-    note_id: str = field(repr=False)
-    modality: str
-    region: str
-    exam_name: str = field(repr=False)
-    text: str = field(repr=False)
+__all__ = [
+    "DIAGNOSES", "SYNTHETIC_FIRST_ID", "Case", "Cohort", "Culture", "LabResult", "RadiologyReport", "client_folders",
+    "leading_number", "load_cohort", "names_itself",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Case:
-    """One admission; its ``repr`` shows neither text nor identifiers."""
-
-    hadm_id: int = field(repr=False)
-    diagnosis: str
-    history: str = field(repr=False)
-    examination: str = field(repr=False)
-    labs: tuple[LabResult, ...] = field(repr=False)
-    radiology: tuple[RadiologyReport, ...] = field(repr=False)
-    hospital: str | None
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """All cases of one folder.
-
-    Args:
-        cases: In the order of the history file.
-        synthetic: Whether every identifier is at least 90,000,000, which no real admission has.
-        hospitals: Sorted names; empty when the folder has no hospital file.
-        sha256: Digest over the bytes of all files read, in name order.
-        source: Name of the folder, without its path.
-    """
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What one folder gave."""
 
     cases: tuple[Case, ...] = field(repr=False)
-    synthetic: bool
-    hospitals: tuple[str, ...]
     sha256: str
-    source: str
+    strangers: Counter[str]
+    repeated: int
+    unused: tuple[str, ...] = ()
 
 
 def load_cohort(folder: str | Path) -> Cohort:
-    """Read a folder in the layout of MIMIC-IV-Ext-CDM v1.1, real or synthetic.
+    """Read a folder in the layout of MIMIC-IV-Ext-CDM v1.1, or a folder of such folders, one for each hospital.
 
-    The admissions are those of the history file; rows of the other files join to them. Laboratory and radiology rows
-    may be absent for a case, its examination and its label may not.
+    The admissions are those of the history file; rows of the other files join to them. Laboratory, microbiology and
+    radiology rows may be absent for a case, its examination and its label may not. Microbiology and the outcome tables
+    may hold their header alone.
 
     Raises:
-        InputError: If a file is absent, unreadable or contradicts the layout, or a case has no single label.
+        InputError: If a file is absent, unreadable or contradicts the layout, if a case has no single label, stands in
+            two folders, or if fabricated cases are mixed with others.
     """
     path = Path(folder)
-    files = CohortFiles(path)
-    histories = _one_text_each(files, "history_of_present_illness.csv", "hpi")
-    examinations = _one_text_each(files, "physical_examination.csv", "pe")
-    labs = _labs(files, histories)
-    reports = _reports(files, histories)
-    diagnoses = _diagnoses(files)
-    hospitals = _hospitals(files, histories) if files.has(_HOSPITALS) else None
-    _require(histories, diagnoses, _LABELS, "no label")
-    _require(histories, examinations, "physical_examination.csv", "no examination")
+    clients = client_folders(path)
+    if clients:
+        parts = {client.name: _read(CohortFiles(client, inside=f"{client.name}/")) for client in clients}
+        read = _joined(parts)
+    else:
+        read = _read(CohortFiles(path))
+    synthetic = _synthetic(read.cases)
+    return Cohort(
+        cases=read.cases,
+        synthetic=synthetic,
+        hospitals=tuple(sorted({case.hospital for case in read.cases if case.hospital is not None})),
+        sha256=read.sha256,
+        source=path.resolve().name,
+        warnings=tuple(_warnings(read, synthetic)),
+    )
+
+
+def client_folders(folder: Path) -> list[Path]:
+    """Return the folders of the hospitals in name order, or nothing for a folder that is a cohort itself.
+
+    Raises:
+        InputError: If some folders inside hold the layout and others do not, or a single one does, or if a name is too
+            long for a report.
+    """
+    if not folder.is_dir() or any((folder / name).exists() for name in (*COLUMNS, LABELS)):
+        return []
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+    holding = [path for path in inside if (path / HISTORY).is_file()]
+    if len(holding) == 1 == len(inside):
+        raise InputError("file missing", where=HISTORY, remedy=f"name the folder {inside[0].name}/ inside this one")
+    if holding and len(holding) < len(inside):
+        other = next(path for path in inside if path not in holding)
+        raise InputError(
+            "file missing", where=f"{other.name}/{HISTORY}", expected="one hospital's tables in each folder inside"
+        )
+    if not all(is_hospital_name(path.name) for path in holding):
+        expected = f"printable names of at most {LONGEST_HOSPITAL} characters"
+        raise InputError("a hospital's folder has no fit name", where=str(folder), expected=expected)
+    return holding
+
+
+def _read(files: CohortFiles) -> _Read:
+    _require_files(files)
+    histories = texts(files, HISTORY)
+    examined = examinations(files, histories)
+    names = item_names(files)
+    labs = lab_results(files, histories, names)
+    radiology = reports(files, histories)
+    microbiology = cultures(files, histories, names)
+    labels = diagnoses(files)
+    require(labels, histories, files.shown(LABELS), "no label")
+    hospitals = hospital_names(files) if files.has(HOSPITALS) else None
+    if hospitals is not None:
+        require(hospitals, histories, files.shown(HOSPITALS), "no hospital")
     cases = tuple(
         Case(
             hadm_id=hadm_id,
-            diagnosis=diagnoses[hadm_id],
+            diagnosis=labels[hadm_id][0],
             history=history,
-            examination=examinations[hadm_id],
-            labs=tuple(labs[hadm_id]),
-            radiology=tuple(reports[hadm_id]),
+            examination=examined[hadm_id],
+            labs=tuple(labs.of.get(hadm_id, ())),
+            radiology=tuple(radiology.of.get(hadm_id, ())),
             hospital=hospitals[hadm_id] if hospitals is not None else None,
+            microbiology=tuple(microbiology.of.get(hadm_id, ())),
+            age=age_of(history),
+            rank=labels[hadm_id][1],
         )
         for hadm_id, history in histories.items()
     )
-    return Cohort(
-        cases=cases,
-        synthetic=min(histories) >= SYNTHETIC_FIRST_ID,
-        hospitals=tuple(sorted({case.hospital for case in cases if case.hospital is not None})),
-        sha256=files.sha256(),
-        source=path.resolve().name,
-    )
+    strangers = Counter({LABS: labs.strangers, RADIOLOGY: radiology.strangers, MICROBIOLOGY: microbiology.strangers})
+    strangers[LABELS] = sum(hadm_id not in histories for hadm_id in labels)
+    return _Read(cases, files.sha256(), strangers, labs.repeated)
 
 
-def _require(histories: Iterable[int], present: Iterable[int], where: str, what: str) -> None:
-    known = set(present)
-    absent = sum(hadm_id not in known for hadm_id in histories)
-    if absent:
-        remedy = "keep the files of one release together"
-        raise InputError(f"{absent} cases of the history file have {what}", where=where, remedy=remedy)
-
-
-def _one_text_each(files: CohortFiles, name: str, column: str) -> dict[int, str]:
-    table = files.table(name)
-    ids = integers(table, "hadm_id", name)
-    texts: dict[int, str] = {}
-    for row, (hadm_id, text) in enumerate(zip(ids, table[column], strict=True), start=1):
-        if hadm_id in texts:
-            raise InputError("duplicate hadm_id", where=f"{name}, row {row}", expected="one row for each admission")
-        texts[hadm_id] = text
-    return texts
-
-
-def leading_number(value: str) -> float | None:
-    """Return the number at the start of a laboratory value such as ``12.4 K/uL``, or None."""
-    match = _NUMBER.match(value)
-    number = float(match.group(1)) if match else math.nan
-    return number if math.isfinite(number) else None
-
-
-def _test_names(files: CohortFiles) -> dict[int, tuple[str, str]]:
-    """Return label and fluid by itemid; the mapping's rows without an itemid are names of panels."""
-    table = files.table("lab_test_mapping.csv")
-    names: dict[int, tuple[str, str]] = {}
-    for row, (cell, label, fluid) in enumerate(zip(table["itemid"], table["label"], table["fluid"], strict=True), 1):
-        itemid = integer_or_none(cell)
-        if itemid is not None:
-            names.setdefault(itemid, (label, fluid))
-        elif cell.strip().lower() not in ("", "nan"):
-            raise InputError("itemid is no whole number", where=f"lab_test_mapping.csv, row {row}", expected="digits")
-    return names
-
-
-def _labs(files: CohortFiles, known: Iterable[int]) -> dict[int, list[LabResult]]:
-    name = "laboratory_tests.csv"
-    table, names, known = files.table(name), _test_names(files), set(known)
-    results: dict[int, list[LabResult]] = defaultdict(list)
-    seen: set[tuple[int, int]] = set()
-    columns = (
-        integers(table, "hadm_id", name),
-        integers(table, "itemid", name),
-        table["valuestr"],
-        limits(table, "ref_range_lower", name),
-        limits(table, "ref_range_upper", name),
-    )
-    for hadm_id, itemid, value, lower, upper in zip(*columns, strict=True):
-        # The release keeps the first value of a test; a second row would be a later one.
-        if hadm_id in known and (hadm_id, itemid) not in seen:
-            seen.add((hadm_id, itemid))
-            label, fluid = names.get(itemid, (f"item {itemid}", ""))
-            results[hadm_id].append(LabResult(itemid, label, fluid, value, leading_number(value), lower, upper))
-    return results
-
-
-def _reports(files: CohortFiles, known: Iterable[int]) -> dict[int, list[RadiologyReport]]:
-    name = "radiology_reports.csv"
-    table, known = files.table(name), set(known)
-    reports: dict[int, list[RadiologyReport]] = defaultdict(list)
-    columns = (table[column] for column in ("note_id", "modality", "region", "exam_name", "text"))
-    for hadm_id, *cells in zip(integers(table, "hadm_id", name), *columns, strict=True):
-        if hadm_id in known:
-            reports[hadm_id].append(RadiologyReport(*cells))
-    return reports
-
-
-def _shown(name: str) -> str:
-    """Return a JSON key for a message, unless it could be an identifier or a text."""
-    return repr(name) if _PLAIN_NAME.fullmatch(name) else "a key that is no name"
-
-
-def _diagnoses(files: CohortFiles) -> dict[int, str]:
-    if not files.has(_LABELS):
+def _require_files(files: CohortFiles) -> None:
+    """Check that all tables are there, also those that are never opened: an incomplete download is the likely cause."""
+    missing = [name for name in (*COLUMNS, LABELS) if not files.has(name)]
+    if len(missing) == 1:
+        raise files.missing(missing[0])
+    if missing:
         raise InputError(
-            "file missing",
-            where=_LABELS,
-            expected="the labels, which only MIMIC-IV-Ext-CDM v1.1 ships (v1.0 does not)",
-            remedy="download v1.1; labels are not guessed from the discharge diagnosis",
+            "files missing", where=", ".join(map(files.shown, missing)), remedy="name the folder that holds them all"
         )
-    diagnoses: dict[int, str] = {}
-    for key, ids in files.json_object(_LABELS).items():
-        if key not in DIAGNOSES:
-            remedy = nearest(key, DIAGNOSES)
-            raise InputError(
-                f"unknown diagnosis {_shown(key)}", where=_LABELS, expected=", ".join(DIAGNOSES), remedy=remedy
+
+
+def _joined(parts: dict[str, _Read]) -> _Read:
+    """Join the hospitals; a case's hospital is the name of its folder."""
+    cases: list[Case] = []
+    before: Counter[str] = Counter()
+    folder_of: dict[int, str] = {}
+    for name, part in parts.items():
+        for case in part.cases:
+            if case.hadm_id in folder_of:
+                raise InputError(
+                    "an admission stands in two folders, so it could be trained and tested on",
+                    where=f"{folder_of[case.hadm_id]}/ and {name}/", expected="each admission in one of them",
+                )  # fmt: skip
+            folder_of[case.hadm_id] = name
+            cases.append(replace(case, hospital=name, rank=case.rank + before[case.diagnosis]))
+        for label in DIAGNOSES:
+            before[label] += 1 + max((case.rank for case in part.cases if case.diagnosis == label), default=-1)
+    digest = hashlib.sha256("".join(f"{name}/{part.sha256}\n" for name, part in parts.items()).encode())
+    strangers = sum((part.strangers for part in parts.values()), Counter())
+    unused = tuple(name for name, part in parts.items() if any(case.hospital is not None for case in part.cases))
+    return _Read(tuple(cases), digest.hexdigest(), strangers, sum(part.repeated for part in parts.values()), unused)
+
+
+def _synthetic(cases: Sequence[Case]) -> bool:
+    """Tell whether all cases are fabricated; raises InputError when only some are."""
+    notes = [report.note_id for case in cases for report in case.radiology]
+    if all_fabricated((case.hadm_id for case in cases), notes):
+        return True
+    if any(note_id.startswith(SYNTHETIC_NOTE) for note_id in notes):
+        raise InputError(
+            "fabricated cases are mixed with others",
+            where=HISTORY, expected="either only fabricated cases or none", remedy="keep them in folders of their own",
+        )  # fmt: skip
+    return False
+
+
+def names_itself(text: str, diagnosis: str) -> bool:
+    """Tell whether a text names the diagnosis that it must not tell."""
+    return diagnosis in text.lower()
+
+
+def _warnings(read: _Read, synthetic: bool) -> Iterable[str]:
+    """Yield what a reader of a result must know, one sentence each."""
+    cases, total = read.cases, len(read.cases)
+    ids, real = [case.hadm_id for case in cases], not synthetic
+    if all(hadm_id in MIMIC_IDS for hadm_id in ids):
+        yield (
+            "The release has no patient identifiers, so splits are by admission: 17 of its patients have more than one"
+            " admission, 10 of them under different diagnoses."
+        )
+        counts = Counter(case.diagnosis for case in cases)
+        if any(counts[name] != published for name, published in PUBLISHED_COUNTS.items()):
+            published = "/".join(str(count) for count in PUBLISHED_COUNTS.values())
+            yield (
+                f"The cohort has {total:,} cases, and not the 2,400 ({published}) of MIMIC-IV-Ext-CDM v1.1, so figures"
+                " published for that release do not compare."
             )
-        if not isinstance(ids, list):
-            raise InputError(f"{key} holds no list", where=_LABELS, expected="a list of hadm_ids")
-        for position, value in enumerate(ids):
-            hadm_id = None if isinstance(value, bool) else integer_or_none(str(value))
-            if hadm_id is None:
-                where = f"{_LABELS}, {key}, entry {position}"
-                raise InputError("hadm_id is no whole number", where=where, expected="digits")
-            if diagnoses.setdefault(hadm_id, key) != key:
-                where = f"{_LABELS}, {key}, entry {position}"
-                raise InputError(f"this case also stands under {diagnoses[hadm_id]}", where=where, expected="one class")
-    return diagnoses
-
-
-def _hospitals(files: CohortFiles, known: Iterable[int]) -> dict[int, str]:
-    hospitals: dict[int, str] = {}
-    for position, (key, name) in enumerate(files.json_object(_HOSPITALS).items()):
-        hadm_id, where = integer_or_none(key), f"{_HOSPITALS}, entry {position}"
-        if hadm_id is None:
-            raise InputError("hadm_id is no whole number", where=where, expected="{hadm_id: hospital name}")
-        if not isinstance(name, str) or not name.strip():
-            raise InputError("hospital is no name", where=where, expected="{hadm_id: hospital name}")
-        hospitals[hadm_id] = " ".join(name.split())
-    _require(known, hospitals, _HOSPITALS, "no hospital")
-    return hospitals
+        absent = sum(not case.microbiology for case in cases)
+        yield f"Cases without microbiology: {share_text(absent, total, real=True)} (23 % in the release)."
+    elif real:
+        yield (
+            "The layout has no patient identifiers, so splits are by admission, and a patient with several admissions"
+            " may be trained and tested on."
+        )
+    if real and any(hadm_id >= SYNTHETIC_FIRST_ID for hadm_id in ids):
+        yield (
+            f"Some admissions are numbered from {SYNTHETIC_FIRST_ID:,}, as fabricated ones are; they count as real,"
+            f" because their reports are not marked {SYNTHETIC_NOTE}."
+        )
+    for name, what in (("history", "histories"), ("examination", "examinations")):
+        leaks = sum(names_itself(getattr(case, name), case.diagnosis) for case in cases)
+        if leaks:
+            yield f"The {what} of {count_text(leaks, real=real)} cases name their own diagnosis, which is the answer."
+    for name, rows in read.strangers.items():
+        if rows:
+            yield f"Left out of {name}: {number_of(rows, 'row')} of admissions that {HISTORY} lacks."
+    if read.repeated:
+        repeat = "that repeats a test of its" if read.repeated == 1 else "that repeat a test of their"
+        yield f"Left out of {LABS}: {number_of(read.repeated, 'row')} {repeat} admission."
+    if read.unused:
+        yield f"Not used: the {HOSPITALS} in {', '.join(read.unused)}, since a folder is a hospital."

@@ -33,6 +33,7 @@ def small_release(folder: Path) -> Path:
         "lab_test_mapping.csv": "itemid,label,fluid,category,count,corresponding_ids\n"
         '51755.0,White Blood Cells,Blood,Hematology,10.0,"[51301, 51755]"\n'
         "50956.0,Lipase,Blood,Chemistry,10.0,[50956]\n"
+        "90201.0,Blood Culture,,,,[90201]\n"
         ',Complete Blood Count (CBC),,,,"[51301, 51755]"\n'
         "nan,LFTs,,,,[50861]\n",
         "radiology_reports.csv": "hadm_id,note_id,modality,region,exam_name,text\n"
@@ -42,6 +43,16 @@ def small_release(folder: Path) -> Path:
         f"{ids[0]},N-3,Radiograph,Chest,CHEST,FINDINGS: chest words\n"
         f"{ids[0]},N-4,ERCP,Abdomen,ERCP,FINDINGS: treatment words\n"
         f"{ids[1]},N-5,CT,Abdomen,CT ABD,No headings at all {SECRET}\n",
+        "microbiology.csv": "hadm_id,test_itemid,valuestr,spec_itemid\n"
+        f"{ids[0]},90201,NO GROWTH {SECRET}.,70012\n"
+        f'{ids[0]},90039,"{SECRET}, None",70079\n'
+        "19999999,90201,NO GROWTH.,70012\n",
+        "discharge_diagnosis.csv": "hadm_id,discharge_diagnosis\n"
+        f'{ids[0]},"Acute appendicitis, {SECRET}\nanaemia"\n{ids[1]},acute cholecystitis\n'
+        f"{ids[2]},gallstone pancreatitis {SECRET}\n{ids[3]},sigmoid diverticulitis\n",
+        "icd_diagnosis.csv": f"hadm_id,icd_diagnosis\n{ids[0]},Acute appendicitis {SECRET}\n",
+        "discharge_procedures.csv": f"hadm_id,discharge_procedure\n{ids[0]},Appendectomy {SECRET}\n",
+        "icd_procedures.csv": f"hadm_id,icd_code,icd_title,icd_version\n{ids[0]},4701,Appendectomy {SECRET},9\n",
     }
     for name, text in tables.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
