@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,13 @@ from fllm.data.synthetic_spec import specification
 LabRow = tuple[int, int, str, str, str]
 """hadm_id, itemid, valuestr, ref_range_lower, ref_range_upper: the columns of laboratory_tests.csv."""
 
+MappingRow = tuple[str, str, str, str, str, str]
+"""itemid, label, fluid, category, count, corresponding_ids: the columns of lab_test_mapping.csv."""
+
 WHITE_CELLS = 51301
 _ENZYMES_OF_PANCREAS = (50956, 50867)
 _TRIGLYCERIDES = 51000
+_URINE_COLOUR = 51508
 _PANELS = (
     ("Complete Blood Count (CBC)", (51301, 51222, 51221, 51265, 51279)),
     ("Liver Function Tests (LFTs)", (50861, 50878, 50863, 50885)),
@@ -38,13 +44,13 @@ def _value(rng: np.random.Generator, patient: Patient, test: dict[str, Any]) -> 
     return min(value, test.get("cap", np.inf))
 
 
-def _as_float_text(value: float, decimals: int) -> str:
+def as_float_text(value: float, decimals: int) -> str:
     """Write a number as the release does, where even whole numbers carry ``.0``."""
     return f"{value:.{decimals}f}" if decimals else f"{value:.0f}.0"
 
 
 def _blood_row(rng: np.random.Generator, hadm_id: int, patient: Patient, test: dict[str, Any]) -> LabRow:
-    value = _as_float_text(_value(rng, patient, test), test["dec"])
+    value = as_float_text(_value(rng, patient, test), test["dec"])
     shift = patient.hospital.range_shift[test["itemid"]] * (test["hi"] - test["lo"])
     lower = test["lo"] + shift if test["lo"] else 0.0
     return hadm_id, test["itemid"], f"{value} {test['unit']}".strip(), f"{lower:.2f}", f"{test['hi'] + shift:.2f}"
@@ -71,16 +77,30 @@ def draw_lab_rows(hadm_id: int, patient: Patient, seed: int) -> list[LabRow]:
     return rows
 
 
-def lab_mapping_rows(lab_rows: list[LabRow]) -> list[tuple[str, str, str, str, str, str]]:
-    """Return lab_test_mapping.csv: itemids as floats, and panels without an itemid, as in the release."""
-    counts: dict[int, int] = {}
-    for _, itemid, *_ in lab_rows:
-        counts[itemid] = counts.get(itemid, 0) + 1
+def has_urinalysis(rows: list[LabRow]) -> bool:
+    """Tell whether a urinalysis is among the laboratory rows of a case."""
+    return any(row[1] == _URINE_COLOUR for row in rows)
+
+
+def lab_mapping_rows(itemids: Iterable[int], *, realistic: bool = False) -> list[MappingRow]:
+    """Return lab_test_mapping.csv as the release has it.
+
+    Itemids and counts are written as floats, cultures have a name only, and panels have no itemid.
+    """
+    counts = Counter(itemids)
     spec = specification()
-    blood = [(test["itemid"], test["label"], test["fluid"], test["category"]) for test in spec["labs"]]
-    urine = [(item["itemid"], item["label"], "Urine", "Hematology") for item in spec["urinalysis"]["items"]]
+    tests = [(test["itemid"], test["label"], test["fluid"], test["category"]) for test in spec["labs"]]
+    tests += [(item["itemid"], item["label"], "Urine", "Hematology") for item in spec["urinalysis"]["items"]]
+    if realistic:
+        tests += [
+            (test["itemid"], test["label"], test["fluid"], test["category"])
+            for group in spec["filler_labs"]
+            for test in group["tests"]
+        ]
     rows = []
-    for itemid, label, fluid, category in blood + urine:
+    for itemid, label, fluid, category in tests:
         ids = [itemid, *_ALTERNATES.get(itemid, ())]
-        rows += [(f"{one}.0", label, fluid, category, f"{counts.get(one, 0)}.0", str(ids)) for one in ids]
+        rows += [(f"{one}.0", label, fluid, category, f"{counts[one]}.0", str(ids)) for one in ids]
+    for test in spec["microbiology"]["tests"]:
+        rows.append((f"{test['test_itemid']}.0", test["name"], "", "", "", str([test["test_itemid"]])))
     return rows + [("", label, "", "", "", str(list(ids))) for label, ids in _PANELS]

@@ -27,3 +27,9 @@ def specification() -> Table:
 def phrases() -> Table:
     """Return the phrase banks of ``assets/synthetic_cdm_phrases.yaml``."""
     return _asset("synthetic_cdm_phrases.yaml")
+
+
+@lru_cache(maxsize=1)
+def difficulty() -> Table:
+    """Return the measured difficulty of the standard cohort, ``assets/synthetic_difficulty.yaml``."""
+    return _asset("synthetic_difficulty.yaml")

@@ -13,6 +13,10 @@ from fllm.data.synthetic_patients import VAGUE, Patient, class_index
 from fllm.data.synthetic_spec import phrases as bank
 from fllm.data.synthetic_spec import specification
 
+PAST_HISTORY = "Past Medical History: "
+"""Where the past history starts in the ``hpi`` column."""
+
+_TEMPLATES = ("narrative", "telegraphic", "problem_list")
 _EXAM_SITE_OF_PAIN = {"band_upper": "epigastric", "chest": "epigastric", "suprapubic": "lower"}
 
 
@@ -99,22 +103,31 @@ def _problem_list(pain: list[str], present: list[str], denied: list[str]) -> lis
     return parts
 
 
+def _template(patient: Patient, seed: int) -> str:
+    """Return the form of a history: mostly the hospital's own, sometimes as its author likes it."""
+    rng = keyed_generator(seed, "author", patient.index)
+    spec = specification()["hospitals"]
+    own = str(patient.hospital.profile["template"])
+    return own if chance(rng, spec["house_template"]) else pick(rng, _TEMPLATES)
+
+
 def write_history(patient: Patient, seed: int) -> str:
     """Write the ``hpi`` column: present illness, past, social and family history in one line."""
     rng = keyed_generator(seed, "history", patient.index)
     words, profile = bank(), patient.hospital.profile
     parts = [_opener(rng, patient, pain_site(patient, seed))]
     pain, present, denied = _history_findings(rng, patient)
-    if profile["template"] == "narrative":
+    template = _template(patient, seed)
+    if template == "narrative":
         parts += _narrative(rng, patient, pain, present, denied)
-    elif profile["template"] == "telegraphic":
+    elif template == "telegraphic":
         parts += _telegraphic(pain, present, denied)
     else:
         parts += _problem_list(pain, present, denied)
     if chance(rng, 0.45 * profile["verbosity"]):
         parts.append(pick(rng, words["closing"]))
     past = [pick(rng, words["past_history"][name]) for name in permuted(rng, sorted(patient.past))]
-    parts.append("Past Medical History: " + (", ".join(past) or "none"))
+    parts.append(PAST_HISTORY + (", ".join(past) or "none"))
     parts.append("Social History: ___")
     parts.append("Family History: " + pick(rng, words["family_pool"]))
     text = " ".join(_sentence(part) for part in parts)

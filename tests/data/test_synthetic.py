@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from device_models.errors import InputError
-from fllm.data import DIAGNOSES, Case, Cohort, build_note, load_cohort, load_synthetic, write_cohort
+from fllm.data import DIAGNOSES, Case, Cohort, load_cohort, load_synthetic, write_cohort
 from fllm.data.cdm_files import COLUMNS
 from fllm.data.draws import draw_from, keyed_generator, pick
-from fllm.data.synthetic import synthesize_cohort
+from fllm.data.synthetic import DATA_CARD, synthesize_cohort
 from fllm.data.synthetic_patients import hospital_shares
 from fllm.data.synthetic_spec import phrases, specification
 
@@ -26,8 +26,7 @@ def test_every_file_of_the_layout_has_exactly_its_columns(synthetic_folder: Path
     for name, columns in COLUMNS.items():
         assert tuple(_rows(synthetic_folder / name)[0]) == columns
     names = {path.name for path in synthetic_folder.iterdir()}
-    assert names == {*COLUMNS, "pathology_ids.json", "hospital_ids.json", "README.txt"}
-    assert "FABRICATED" in (synthetic_folder / "README.txt").read_text()
+    assert names == {*COLUMNS, "pathology_ids.json", "hospital_ids.json", DATA_CARD}
 
 
 def test_the_round_trip_keeps_every_row(synthetic_folder: Path, cohort: Cohort) -> None:
@@ -69,7 +68,7 @@ def test_the_global_random_state_is_neither_read_nor_changed() -> None:
 def test_class_shares_follow_the_priors(cohort: Cohort) -> None:
     counts = Counter(case.diagnosis for case in cohort.cases)
     for name, prior in specification()["priors"].items():
-        assert abs(counts[name] / len(cohort.cases) - prior) < 0.03
+        assert abs(counts[name] / len(cohort.cases) - prior) < 0.02
 
 
 def test_every_case_is_complete_and_marked_as_fabricated(cohort: Cohort) -> None:
@@ -204,25 +203,3 @@ def test_draws_depend_on_the_key_alone() -> None:
     drawn = Counter(draw_from(rng, {"x": 1.0, "y": 3.0}) for _ in range(4000))
     assert abs(drawn["y"] / 4000 - 0.75) < 0.03
     assert {pick(rng, "ab") for _ in range(50)} == {"a", "b"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "least", "most"),
-    [(("history", "examination", "labs", "imaging"), 0.80, 0.93), (("history",), 0.55, 0.78)],
-)
-def test_difficulty_is_that_of_the_real_task(
-    cohort: Cohort, fields: tuple[str, ...], least: float, most: float
-) -> None:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    from fllm.data import split_cases
-
-    split = split_cases(cohort.cases, test_fraction=0.2, seed=0)
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000, C=10.0)
-    )
-    model.fit([build_note(c, fields) for c in split.train], [c.diagnosis for c in split.train])
-    accuracy = model.score([build_note(c, fields) for c in split.test], [c.diagnosis for c in split.test])
-    assert least <= accuracy <= most
