@@ -1,37 +1,39 @@
 """The plain note that a language model reads, and the answer it must write.
 
 The same fields, the same laboratory panel and the same study order serve every case, whatever its label: the reference
-code of the release chooses the panel by the true class, which tells the answer.
+code of the release chooses the panel by the true class, which tells the answer. Outcomes (discharge diagnosis,
+procedures, ICD codes) cannot be selected.
+
+What a note still tells without describing the disease, and which switch of :class:`Cues` or token budget
+(:mod:`fllm.data.budget`) takes it away:
+
+- the mask of the own disease, ``____``: ``mask``;
+- names of *other* diseases, which the own one never has (the release drops or masks it): ``mentions``;
+- which studies were done: ``studies="hidden"`` hides their names. Their number stays, and so do words in a report that
+  only one modality uses;
+- the length of the history: a budget for the field ``history``;
+- which tests were measured: nothing takes it away. The panel is fixed, but a test that nobody ordered has no value.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from device_models.errors import InputError, nearest
-from fllm.data.cdm import DIAGNOSES, Case, LabResult, RadiologyReport
+from fllm.data.cdm import DIAGNOSES, Case, Cohort, RadiologyReport
+from fllm.data.corpus import Corpus, Example, Task, note_text
+from fllm.data.lab_panels import Panel, labs_text
 
 FIELDS: tuple[str, ...] = ("history", "examination", "labs", "imaging")
 """What a note may show, in its order."""
 
-PANEL: dict[str, tuple[int, ...]] = {
-    "wbc": (51301, 51755, 51300),
-    "neutrophils": (51256,),
-    "alt": (50861,),
-    "ast": (50878,),
-    "alk phos": (50863,),
-    "bilirubin": (50885, 50883),
-    "lipase": (50956,),
-    "amylase": (50867,),
-    "crp": (50889, 51652),
-    "lactate": (50813,),
-}
-"""The fixed panel: short name -> itemids, the first one measured counts."""
+DIAGNOSIS = Task("diagnosis", DIAGNOSES, "diagnosis:")
+"""The task that a note ends in."""
 
-VERY_HIGH = 3.0
-"""Multiple of the upper limit from which a value is called very high [1]; the enzyme criterion of pancreatitis."""
-
+_SECTIONS = {"history": "history", "examination": "exam", "labs": "labs", "imaging": "imaging"}
 _STUDIES = {"CT": "ct", "MRCP": "mrcp", "Ultrasound": "us", "Radiograph": "radiograph", "MRI": "mri", "CTU": "ctu"}
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 /&,()'-]{2,60}):[ \t]*", re.MULTILINE)
 _NOT_FINDINGS = (
@@ -39,7 +41,54 @@ _NOT_FINDINGS = (
     "REASON", "IMPRESSION", "CONCLUSION", "COMMENT", "RECOMMENDATION", "NOTIFICATION", "REFERENCE", "DATE", "OPERATORS",
     "CONTRAST", "FINAL REPORT", "STUDY",
 )  # fmt: skip
-_LEAKS = ("discharge", "procedure", "icd", "diagnos", "label", "patholog")
+_LEAKS = ("discharge", "procedure", "icd", "diagnos", "label", "patholog", "outcome", "treatment", "impression")
+# Lines of a report are wrapped, so a line break alone ends no sentence
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n[ \t]*\n|\n(?=[ \t]*[A-Z][A-Za-z0-9 /&,()'-]{1,60}:)")
+_MASK = re.compile(r"_{4,}")
+_NAMES = re.compile("|".join(DIAGNOSES), re.IGNORECASE)
+
+
+Mask = Literal["keep", "neutral", "drop_sentence"]
+Studies = Literal["exam_name", "modality", "hidden"]
+Mentions = Literal["keep", "neutral"]
+
+
+@dataclass(frozen=True)
+class Cues:
+    """Switches against what tells the diagnosis without describing it, and the laboratory panel.
+
+    Attributes:
+        mask: The release masks a case's own disease by four underscores in examination and radiology, and what
+            identifies a person by three. ``neutral`` writes both as one underscore; ``keep`` leaves the mask of the
+            disease as it is; ``drop_sentence`` removes the sentences with a mask of four or more.
+        studies: ``modality`` names a study as in ``ct abdomen: ...``; ``exam_name`` adds the name of the examination;
+            ``hidden`` writes ``study: ...``.
+        mentions: ``neutral`` writes the names of the four diseases as one underscore, wherever they stand; ``keep``
+            leaves them.
+        panel: ``short`` is ten tests of the blood, ``full`` is 34 and the urinalysis.
+
+    Raises:
+        InputError: If a switch has no such position.
+    """
+
+    mask: Mask = "neutral"
+    studies: Studies = "modality"
+    mentions: Mentions = "keep"
+    panel: Panel = "short"
+
+    def __post_init__(self) -> None:
+        for name, kind in {"mask": Mask, "studies": Studies, "mentions": Mentions, "panel": Panel}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(
+                    "unknown position of a switch",
+                    where=f"cues.{name}",
+                    expected=", ".join(get_args(kind)),
+                    received=getattr(self, name),
+                )
+
+
+DEFAULT_CUES = Cues()
+"""The default: masks are neutral, studies go by their modality."""
 
 
 def answer(diagnosis: str) -> str:
@@ -53,17 +102,36 @@ def answer(diagnosis: str) -> str:
     return f" {diagnosis}"
 
 
-def build_note(case: Case, fields: Sequence[str] = FIELDS) -> str:
+def diagnosis_corpus(cohort: Cohort, fields: Sequence[str] = FIELDS, cues: Cues = DEFAULT_CUES) -> Corpus:
+    """Write every case of a cohort as an example: its note in sections, its diagnosis as a label.
+
+    Raises:
+        InputError: If a field is unknown or would tell the answer.
+    """
+    examples = tuple(
+        Example(
+            key=case.hadm_id,
+            sections=tuple(note_sections(case, fields, cues)),
+            label=DIAGNOSES.index(case.diagnosis),
+            group=case.hospital,
+            age=case.age,
+            rank=case.rank,
+        )
+        for case in cohort.cases
+    )
+    return Corpus(DIAGNOSIS, examples, cohort.synthetic, cohort.sha256, cohort.source, cohort.warnings)
+
+
+def build_note(case: Case, fields: Sequence[str] = FIELDS, cues: Cues = DEFAULT_CUES) -> str:
     """Write a case as one line per field, ending in ``diagnosis:``.
 
     Raises:
         InputError: If a field is unknown or would tell the answer.
     """
-    lines = [f"{name}: {text}" for name, text in note_sections(case, fields)]
-    return "\n".join([*lines, "diagnosis:"])
+    return note_text(tuple(note_sections(case, fields, cues)), DIAGNOSIS)
 
 
-def note_sections(case: Case, fields: Sequence[str] = FIELDS) -> list[tuple[str, str]]:
+def note_sections(case: Case, fields: Sequence[str] = FIELDS, cues: Cues = DEFAULT_CUES) -> list[tuple[str, str]]:
     """Return name and text of each field that has any content, in the order asked for.
 
     Raises:
@@ -71,12 +139,13 @@ def note_sections(case: Case, fields: Sequence[str] = FIELDS) -> list[tuple[str,
     """
     check_fields(fields)
     writers = {
-        "history": ("history", lambda: plain(case.history)),
-        "examination": ("exam", lambda: plain(case.examination)),
-        "labs": ("labs", lambda: labs_text(case.labs)),
-        "imaging": ("imaging", lambda: imaging_text(case.radiology)),
+        # A history holds no masks of diseases: cases whose history names the own one are not in the release
+        "history": lambda: _shown(case.history, replace(cues, mask="neutral")),
+        "examination": lambda: _shown(case.examination, cues),
+        "labs": lambda: labs_text(case.labs, cues.panel),
+        "imaging": lambda: imaging_text(case.radiology, cues),
     }
-    sections = [(writers[name][0], writers[name][1]()) for name in fields]
+    sections = [(_SECTIONS[name], writers[name]()) for name in fields]
     return [(name, text) for name, text in sections if text]
 
 
@@ -102,38 +171,26 @@ def check_fields(fields: Sequence[str]) -> None:
         raise InputError("a field stands twice", expected=", ".join(FIELDS), received=",".join(fields))
 
 
-def plain(text: str) -> str:
-    """Lower the case, collapse white space, and replace each run of underscores by one."""
-    return " ".join(re.sub(r"_+", "_", text).lower().split())
+def plain(text: str, *, keep_mask: bool = False) -> str:
+    """Lower the case, collapse white space, and replace each run of underscores by one.
 
-
-def grade(result: LabResult) -> str | None:
-    """Grade a value against its own row's reference range: low, normal, high, or very high from 3 x the upper limit.
-
-    Returns:
-        The grade, or None when the value is no number or a limit is missing.
+    Args:
+        text: Any text.
+        keep_mask: Write runs of four or more, the masks of diseases, as four.
     """
-    if result.number is None or result.lower is None or result.upper is None:
-        return None
-    if result.number < result.lower:
-        return "low"
-    if result.number <= result.upper:
-        return "normal"
-    return "very high" if result.number >= VERY_HIGH * result.upper else "high"
+    runs = re.sub(r"_+", lambda run: "____" if keep_mask and _MASK.match(run.group()) else "_", text)
+    return " ".join(runs.lower().split())
 
 
-def labs_text(labs: Sequence[LabResult]) -> str:
-    """Write the fixed panel; tests that were not measured or cannot be graded are left out."""
-    grades = {result.itemid: grade(result) for result in labs}
-    parts = []
-    for name, itemids in PANEL.items():
-        found = next((grades[itemid] for itemid in itemids if grades.get(itemid)), None)
-        if found is not None:
-            parts.append(f"{name} {found}")
-    return ", ".join(parts)
+def _shown(text: str, cues: Cues) -> str:
+    if cues.mask == "drop_sentence":
+        text = "\n".join(sentence for sentence in _SENTENCE_END.split(text) if not _MASK.search(sentence))
+    if cues.mentions == "neutral":
+        text = _NAMES.sub("_", text)
+    return plain(text, keep_mask=cues.mask == "keep")
 
 
-def imaging_text(reports: Sequence[RadiologyReport]) -> str:
+def imaging_text(reports: Sequence[RadiologyReport], cues: Cues = DEFAULT_CUES) -> str:
     """Write the findings of the diagnostic studies of the abdomen: CT, MRCP, ultrasound, radiograph, then the rest.
 
     Interventional modalities (ERCP, drainage) are left out, as they name the treatment.
@@ -141,11 +198,18 @@ def imaging_text(reports: Sequence[RadiologyReport]) -> str:
     order = list(_STUDIES)
     shown = [report for report in reports if report.region == "Abdomen" and report.modality in _STUDIES]
     shown.sort(key=lambda report: order.index(report.modality))
-    found = [(report.modality, findings(report.text)) for report in shown]
-    return " ".join(f"{_STUDIES[modality]} abdomen: {text}" for modality, text in found if text)
+    found = [(_study(report, cues), findings(report.text, cues)) for report in shown]
+    return " ".join(f"{study}: {text}" for study, text in found if text)
 
 
-def findings(report: str) -> str:
+def _study(report: RadiologyReport, cues: Cues) -> str:
+    if cues.studies == "hidden":
+        return "study"
+    exam_name = _shown(report.exam_name, cues) if cues.studies == "exam_name" else ""
+    return f"{_STUDIES[report.modality]} abdomen" + (f" ({exam_name})" if exam_name else "")
+
+
+def findings(report: str, cues: Cues = DEFAULT_CUES) -> str:
     """Return the findings of a report in plain form.
 
     They start at the heading ``FINDINGS``, or at the beginning when there is none; sections that are no findings, such
@@ -162,4 +226,4 @@ def findings(report: str) -> str:
         if (first is not None and i < first) or names[i].startswith(_NOT_FINDINGS):
             continue
         kept.append(report[mark.end() if i == first else mark.start() : end])
-    return plain(" ".join(kept))
+    return " ".join(text for text in (_shown(part, cues) for part in kept) if text)
