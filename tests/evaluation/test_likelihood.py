@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fllm.evaluation import Prompt, bootstrap_interval, evaluate, macro_f1, padded
+from device_models import load_device
+from fllm.evaluation import Prompt, evaluate, padded
+from hwsim import emulate
+from tests.fllm.small import fresh_model
 
 PAD = 9
 ANSWERS = [[1], [2], [3], [4]]
@@ -34,15 +38,23 @@ class Bigram(nn.Module):
         return math.log(math.exp(self.table[last, token]) / sum(math.exp(x) for x in self.table[last]))
 
 
-def prompts(*rows: tuple[int, ...], truth: int = 0) -> list[Prompt]:
+def prompts(*rows: tuple[int, ...], truth: int | None = 0) -> list[Prompt]:
     return [Prompt(row, truth, False) for row in rows]
 
 
 def choice(model: Bigram, row: tuple[int, ...], answers: list[list[int]]) -> int:
-    """Find the diagnosis that evaluate chooses: the one for which it says "right"."""
-    found = [evaluate(model, prompts(row, truth=d), answers, 1, PAD).correct[0] for d in range(4)]
+    """Find the class that evaluate chooses: the one for which it says "right"."""
+    scores = [evaluate(model, prompts(row, truth=d), answers, 1, PAD) for d in range(4)]
+    found = [one.correct[0] for one in scores]
     assert sum(found) == 1
+    assert all(one.chosen.tolist() == [found.index(True)] for one in scores)
     return found.index(True)
+
+
+def random_prompts(seed: int = 0, cases: int = 23, labelled: bool = True) -> list[Prompt]:
+    rng = np.random.default_rng(seed)
+    rows = [tuple(int(x) for x in rng.integers(0, 9, size=rng.integers(2, 9))) for _ in range(cases)]
+    return [Prompt(row, int(rng.integers(4)) if labelled else None, False) for row in rows]
 
 
 @pytest.mark.parametrize("last", range(9))
@@ -50,6 +62,10 @@ def test_single_token_answers_take_the_likeliest(last: int) -> None:
     model = Bigram()
     scores = [model.logp(last, answer[0]) for answer in ANSWERS]
     assert choice(model, (5, last), ANSWERS) == int(np.argmax(scores))
+    found = evaluate(model, prompts((5, last)), ANSWERS, 1, PAD)
+    assert found.log_likelihoods is not None and found.probabilities is not None
+    assert found.log_likelihoods[0] == pytest.approx(scores, abs=1e-5)
+    assert found.probabilities[0] == pytest.approx(np.exp(scores) / np.exp(scores).sum(), rel=1e-5)
 
 
 def test_the_last_token_decides_not_the_padding() -> None:
@@ -61,6 +77,8 @@ def test_the_last_token_decides_not_the_padding() -> None:
     )
     assert scores.correct == (True, True, False)
     assert scores.accuracy == pytest.approx(2 / 3)
+    assert scores.truth is not None and scores.truth.tolist() == [1, 2, 1]
+    assert scores.chosen.tolist() == [1, 2, 2]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -73,6 +91,8 @@ def test_long_answers_are_scored_by_the_mean_over_their_tokens(seed: int) -> Non
             for answer in answers
         ]
         assert choice(model, (8, 8, last), answers) == int(np.argmax(means))
+        found = evaluate(model, prompts((8, 8, last)), answers, 1, PAD).log_likelihoods
+        assert found is not None and found[0] == pytest.approx(means, abs=1e-5)
 
 
 def test_a_long_answer_is_not_punished_for_its_length() -> None:
@@ -88,20 +108,18 @@ def test_a_long_answer_is_not_punished_for_its_length() -> None:
     assert choice(model, (8, 5), [[1], [2, 3], [6], [7]]) == 1
 
 
-@pytest.mark.parametrize("answers", [ANSWERS, [[1], [2, 3], [4, 5, 6], [7, 1]]], ids=["short", "long"])
+@pytest.mark.parametrize("answers", [ANSWERS, [[1], [2, 3], [4, 5, 6], [7, 1]], []], ids=["short", "long", "none"])
 def test_neither_batch_size_nor_order_matters(answers: list[list[int]]) -> None:
     model = Bigram()
-    rng = np.random.default_rng(0)
-    cases = [
-        Prompt(tuple(int(x) for x in rng.integers(0, 9, size=rng.integers(2, 9))), int(rng.integers(4)), False)
-        for _ in range(23)
-    ]
+    cases = random_prompts()
     one = evaluate(model, cases, answers, 1, PAD)
     for batch_size in (2, 7, 23, 100):
         many = evaluate(model, cases, answers, batch_size, PAD)
         assert many.correct == one.correct
         assert many.perplexity == pytest.approx(one.perplexity, rel=1e-6)
-    order = rng.permutation(len(cases))
+        assert many.losses == pytest.approx(one.losses, rel=1e-6)
+        assert many.log_likelihoods == pytest.approx(one.log_likelihoods, rel=1e-5) if answers else True
+    order = np.random.default_rng(1).permutation(len(cases))
     shuffled = evaluate(model, [cases[i] for i in order], answers, 4, PAD)
     assert shuffled.correct == tuple(one.correct[i] for i in order)
     assert (shuffled.accuracy, shuffled.macro_f1) == (one.accuracy, one.macro_f1)
@@ -112,6 +130,48 @@ def test_perplexity_is_per_token_of_the_prompts_without_the_answers() -> None:
     losses = [-model.logp(a, b) for a, b in [(1, 2), (2, 3), (3, 4), (5, 6)]]  # not a mean of means: 3 tokens and 1
     scores = evaluate(model, prompts((1, 2, 3, 4), (5, 6)), ANSWERS, 2, PAD)
     assert scores.perplexity == pytest.approx(math.exp(sum(losses) / 4), rel=1e-6)
+    assert scores.losses is not None
+    assert scores.losses[:, 1].tolist() == [3, 1]
+    assert scores.losses[:, 0] == pytest.approx([sum(losses[:3]), losses[3]], rel=1e-6)
+
+
+def test_language_modelling_counts_the_tokens_that_were_the_likeliest() -> None:
+    model = Bigram()
+    model.table[:9, PAD] = -9.0
+    best = {token: int(model.table[token].argmax()) for token in range(9)}
+    right, wrong = (5, best[5]), (5, (best[5] + 1) % 9)
+    mixed = (*right, best[best[5]], 7, (best[7] + 1) % 9)
+    hits = [sum(best[a] == b for a, b in pairwise(row)) for row in (right, wrong, mixed)]
+    found = evaluate(model, prompts(right, wrong, mixed, (3,), truth=None), [], 2, PAD)
+    assert hits[:2] == [1, 0] and 0 < hits[2] < 4
+    assert found.correct == (1.0, 0.0, hits[2] / 4, 0.0)  # a text of one token predicts none
+    assert found.accuracy == pytest.approx(sum(hits) / 6)
+    assert (found.macro_f1, found.probabilities, found.log_likelihoods, found.truth) == (None, None, None, None)
+    same = evaluate(model, prompts(right, wrong, mixed, (3,)), ANSWERS, 2, PAD)
+    assert found.perplexity == same.perplexity
+
+
+def test_nothing_to_predict_has_no_number() -> None:
+    found = evaluate(Bigram(), prompts((3,), truth=None), [], 1, PAD)
+    assert math.isnan(found.accuracy) and math.isnan(found.perplexity)
+
+
+def test_class_that_is_missing_is_refused() -> None:
+    with pytest.raises(ValueError, match="without a class"):
+        evaluate(Bigram(), prompts((1, 2), truth=None), ANSWERS, 1, PAD)
+
+
+def test_noise_of_a_score_is_that_of_its_prompt() -> None:
+    """The same text four times: four deviates, which neither the batch nor its other prompts change."""
+    device = load_device("gaincell_28nm", {"noise.flicker": 0.1})
+    model = emulate(fresh_model(), device, die_seed=1, token_period=1e-5)
+    same = prompts(*[tuple(range(2, 20))] * 4)
+    one, four = (evaluate(model, same, ANSWERS, size, 0, noise_seed=1).log_likelihoods for size in (1, 4))
+    other = evaluate(model, same, ANSWERS, 4, 0, noise_seed=2).log_likelihoods
+    assert one is not None and four is not None and other is not None
+    assert np.abs(one - four).max() < 1e-4
+    assert min(np.abs(four[i] - four[j]).max() for i in range(4) for j in range(i)) > 1e-3
+    assert np.abs(four - other).max(axis=1).min() > 1e-3
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -122,41 +182,13 @@ def test_model_is_evaluated_in_evaluation_mode_and_put_back(training: bool) -> N
     assert model.training is training
 
 
-def test_prompt_shows_no_token() -> None:
+def test_neither_prompt_nor_scores_show_a_case() -> None:
     assert "123" not in repr(Prompt((123, 456), 0, False))
+    shown = repr(evaluate(Bigram(), random_prompts(), ANSWERS, 5, PAD))
+    assert shown.startswith("Scores(accuracy=") and "correct" not in shown and "array" not in shown
 
 
 def test_padded_marks_what_is_real() -> None:
     tokens, real = padded([[1, 2, 3], [4]], PAD)
     assert tokens.tolist() == [[1, 2, 3], [4, PAD, PAD]]
     assert real.tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("truth", "chosen", "value"),
-    [
-        ([0, 1, 2, 3], [0, 1, 2, 3], 1.0),
-        ([0, 0, 1, 2], [0, 1, 1, 2], (2 / 3 + 2 / 3 + 1 + 0) / 4),  # the fourth diagnosis never occurs: counts 0
-        ([0, 0, 0, 1], [0, 0, 0, 0], (6 / 7) / 4),
-        ([0, 1], [1, 0], 0.0),
-    ],
-)
-def test_macro_f1_by_hand(truth: list[int], chosen: list[int], value: float) -> None:
-    assert macro_f1(np.array(truth), np.array(chosen)) == pytest.approx(value, rel=1e-12)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_bootstrap_interval_holds_the_mean_and_shrinks(share: float) -> None:
-    widths = []
-    for cases in (20, 100, 1000):
-        flags = [i < share * cases for i in range(cases)]
-        low, high = bootstrap_interval(flags, seed=0)
-        assert 0 <= low <= np.mean(flags) <= high <= 1
-        assert bootstrap_interval(flags, seed=0) == (low, high)
-        widths.append(high - low)
-    assert widths[0] > widths[1] > widths[2] if 0 < share < 1 else widths == [0, 0, 0]
-
-
-def test_bootstrap_interval_has_the_width_of_a_binomial() -> None:
-    low, high = bootstrap_interval([i % 2 == 0 for i in range(400)], seed=1)
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.15)
