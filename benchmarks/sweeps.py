@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from fllm.config import validate_config
-from fllm.preparation import device_of, evaluation_die, load_bench, load_cases
+from fllm.cases import load_cases
+from fllm.preparation import HeldOut, device_of, evaluation_die, load_bench
 from fllm.results import read_result
 from fllm.sweeps.design import parse_vary
 from fllm.sweeps.plan import Plan, make_plan
@@ -41,8 +42,9 @@ def main() -> None:
 def _bare(plan: Plan) -> float:
     """Time nothing but scoring: [s] over all points and dies."""
     torch.set_num_threads(1)
-    bench = load_bench(plan.config, device_of(plan.config))
-    test = bench.prompts(load_cases(plan.config).test)
+    cases = load_cases(plan.config)
+    bench = load_bench(plan.config, cases.corpus.task, device_of(plan.config))
+    test = HeldOut(bench.encode(cases.split.test).of(cases.split.test), [])
     total = 0.0
     dies = [evaluation_die(plan.config, device_of(plan.config), number) for number in range(plan.dies)]
     for point in plan.points:

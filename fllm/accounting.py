@@ -71,7 +71,7 @@ def training_of(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> dict[s
 def activity_of_texts(counts: EventCounts, prepared: Prepared) -> dict[str, Any]:
     """Measure what test prompts draw from the supply, and price the tokens of some counts with it."""
     device = prepared.device
-    texts = [torch.tensor([p.tokens]) for p in prepared.test if len(p.tokens) <= device.window.tokens][:TEXTS]
+    texts = [torch.tensor([p.tokens]) for p in prepared.held_out.test if len(p.tokens) <= device.window.tokens][:TEXTS]
     unknown: dict[str, Any] = {"qk": None, "av": None, "texts": 0, "energy_per_token_j": None}
     if not texts:
         return unknown | {"reason": "no test prompt fits into the window"}

@@ -7,6 +7,7 @@ import logging
 import re
 import shlex
 import sys
+import traceback
 import webbrowser
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +32,7 @@ from fllm.cost_cli import cost
 from fllm.data_cli import data_app
 from fllm.device_cli import device_app
 from fllm.observer import Observer, Observers
+from fllm.summary import summary
 from fllm.sweep_cli import sweep
 
 app = typer.Typer(
@@ -84,6 +86,11 @@ def _guarded(command: typer.Typer) -> None:
         sys.exit(EXIT_BAD_INPUT)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as problem:
+        # Our own mistake. Its place helps whoever mends it; its message stays unsaid, as it could quote a note.
+        places = "".join(traceback.format_tb(problem.__traceback__))
+        print_error(f"{places}internal error: {type(problem).__name__} (its message may quote data and is left out)")
+        sys.exit(EXIT_FAILED)
 
 
 def _dashed(arguments: list[str]) -> list[str]:
@@ -103,7 +110,21 @@ def run(
     num_clients: Annotated[int | None, typer.Option(help="Clients (hospitals).")] = None,
     num_rounds: Annotated[int | None, typer.Option(help="Rounds of federated averaging.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cases per local step.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder in the MIMIC-IV-Ext-CDM layout.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder in the MIMIC-IV-Ext-CDM layout, or one such folder per client in it.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="diagnosis, csv (classes of any table) or text (language modelling).")
+    ] = None,
+    data_file: Annotated[
+        list[str] | None, typer.Option(help="Table of the task csv (CSV, TSV, JSONL, also .gz); text files of text.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text, several by commas.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the class.")] = None,
+    client_column: Annotated[str | None, typer.Option(help="Column that names each row's client.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="Cases go to clients by hospital, iid, dirichlet or age.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of a Hugging Face causal language model.")] = None,
     fields: Annotated[str | None, typer.Option(help="Parts of the note, separated by commas.")] = None,
     token_period: Annotated[
@@ -134,6 +155,12 @@ def run(
         "num_rounds": num_rounds,
         "batch_size": batch_size,
         "data_dir": data_dir,
+        "task": task,
+        "data_files": data_file or None,
+        "text_column": text_column,
+        "label_column": label_column,
+        "client_column": client_column,
+        "partition": partition,
         "model": model,
         "token_period": token_period,
         "network": network,
@@ -176,7 +203,7 @@ def run(
             terminal.close()
             print_error(f"failed: {failed}")
             raise typer.Exit(EXIT_FAILED) from None
-    _print_summary(console, finished.result, finished.folder)
+    console.print("\n" + summary(finished.result, finished.folder), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -280,39 +307,3 @@ def _number(value: float | None, form: str) -> str:
 
 def _quantity(value: float | None, unit: str) -> str:
     return "-" if value is None else format_quantity(value, unit)
-
-
-def _print_summary(console: Console, result: Mapping[str, Any], folder: Path) -> None:
-    """Print what a person wants to know; everything else is in the report."""
-    final, base = result["final"], result["baselines"]
-    low, high = final["accuracy_interval_95"]["hardware"]
-    lines = ["data      SYNTHETIC: fabricated patients, no clinical meaning"] if result["data"]["synthetic"] else []
-    lines += [
-        f"accuracy  {final['accuracy_hardware']:.1%} on the device (95 % interval {low:.1%} to {high:.1%}),"
-        f" {final['accuracy_ideal']:.1%} on the ideal device",
-        f"against   {base['majority']['accuracy']:.1%} majority class"
-        + (f", {base['tfidf_logreg']['accuracy']:.1%} TF-IDF + logistic regression" if "tfidf_logreg" in base else ""),
-    ]
-    if final["gap_closed"] is not None:
-        lines.append(f"          {final['gap_closed']:.0%} of the way from the one to the other")
-    if final["energy_per_token_j"] is not None:
-        ends = final["energy"]["energy_per_token_j"]
-        lines.append(
-            f"energy    {format_quantity(final['energy_per_token_j'], 'J')} per token (modelled, forward pass;"
-            f" 95 % interval {format_quantity(ends['lower_95'], 'J')} to {format_quantity(ends['upper_95'], 'J')})"
-        )
-        lines += [
-            f"          {format_quantity(energy, 'J'):>9}  {part}"
-            for part, energy in final["energy_per_token_parts_j"].items()
-            if energy
-        ]
-        lines += [f"          {sentence}" for sentence in final["energy"]["dominates"]]
-        lines += [f"          {note}" for note in final["energy"]["price_notes"]]
-        lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
-        spent = (f"{format_quantity(e['nominal'], 'J')} {place}" for place, e in final["training"]["lines_j"].items())
-        lines.append(f"training  {', '.join(spent)} (three places, not one system)")
-    lines += [f"warning   {warning}" for warning in result.get("warnings", ())]
-    memory = final["peak_memory_bytes"]
-    lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))
-    lines.append(f"report    {folder / 'report.html'}")
-    console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from device_models import InputError, parse_quantity
 from device_models.errors import nearest
@@ -31,6 +41,15 @@ class LoraSettings(_Strict):
     dropout: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
 
 
+class CueSettings(_Strict):
+    """Switches against what tells the diagnosis without describing it."""
+
+    mask: Literal["keep", "neutral", "drop_sentence"] = "neutral"
+    studies: Literal["exam_name", "modality", "hidden"] = "modality"
+    mentions: Literal["keep", "neutral"] = "keep"
+    panel: Literal["short", "full"] = "short"
+
+
 class RunConfig(_Strict):
     """Everything that decides the numbers of a run.
 
@@ -41,19 +60,43 @@ class RunConfig(_Strict):
         model: Folder of a Hugging Face causal language model; None is the shipped base model.
         adaptation: ``two_step`` adapts the range scalers to the device's non-linear cells as published (leroux2025,
             equation 9), from their statistics on linear cells; nothing is trained.
-        data_dir: Folder in the MIMIC-IV-Ext-CDM layout; None makes up a synthetic cohort.
+        task: ``diagnosis`` of clinical cases, ``csv`` for classification of any table of texts, or ``text`` for
+            language modelling on plain text.
+        data_dir: Folder in the MIMIC-IV-Ext-CDM layout, or of such folders, one per client; None makes up a synthetic
+            cohort.
+        data_files: Table of the task ``csv``, or text files of the task ``text``.
+        text_column: Column of the table that holds the text; several are separated by commas.
+        label_column: Column that holds the class.
+        client_column: Column that names the client of each row, if there is one.
+        split_column: Column that says train, validation or test, for ``split: column``.
         fields: Parts of the note that the model reads.
+        cues: Switches against what tells the diagnosis without describing it.
         num_cases: Cases of the synthetic cohort.
         num_hospitals: Hospitals of the synthetic cohort; None is one per client.
         label_concentration: How alike the synthetic hospitals' mixes of diagnoses are (Dirichlet); 0.1 is extreme.
+        split: ``holdout`` (random, stratified), ``kfold``, ``lacdm`` (the published split of MIMIC-IV-Ext-CDM), or
+            ``column``.
         test_fraction: Share of cases held out for evaluation.
-        max_tokens: Longest prompt; longer ones lose the middle of their text, and are counted.
+        validation_fraction: Share of cases held out beside them, to fit a temperature on.
+        num_folds: Folds of ``kfold``.
+        fold: Which of them is the test set, from 0.
+        max_tokens: Longest prompt; the longest fields of longer ones are cut at their end, and counted.
+        field_tokens: Most tokens of single fields, for example ``{"imaging": 128}``.
         num_clients: Clients; hospitals are merged or split to this number.
+        partition: How cases are dealt to clients: by ``hospital``, ``iid``, ``dirichlet`` over the labels, or ``age``.
+        dirichlet_alpha: How alike the clients' mixes are under ``dirichlet``; 0.1 is extreme.
         num_rounds: Rounds of federated averaging.
         batch_size: Cases per local step.
         local_steps: Steps of each client per round.
         learning_rate: Peak rate of AdamW, made anew in each round.
         note_loss: Weight of the note's own tokens beside the answer in the training loss.
+        lora_baselines: Adapters trained for comparison after the last round: ``centralised`` on all cases pooled,
+            ``local`` on each client's alone.
+        centralised_steps: Optimiser steps per round of the former; None is twice ``local_steps``, after which it gains
+            no more in the default run (docs/experiments.md).
+        calibration: What is done to the likelihoods of the classes: nothing, ``content_free`` (their values without a
+            text are subtracted), or ``temperature`` (fitted on the validation cases).
+        generation: Whether the last model also writes its answers, scored by the published rules.
         network: Link of every client: ``lan``, ``wifi``, ``5g``, or a file of that form; prices the bytes sent.
         dies: Chips, none of them a hospital's, on which each round's model is evaluated.
         seed: Decides everything random.
@@ -65,20 +108,38 @@ class RunConfig(_Strict):
     token_period: str = "10 us"
     model: str | None = None
     adaptation: Literal["none", "two_step"] = "none"
+    task: Literal["diagnosis", "csv", "text"] = "diagnosis"
     data_dir: str | None = None
+    data_files: tuple[str, ...] = ()
+    text_column: str = "text"
+    label_column: str = "label"
+    client_column: str | None = None
+    split_column: str | None = None
     fields: tuple[str, ...] = DEFAULT_FIELDS
+    cues: CueSettings = CueSettings()
     num_cases: Annotated[StrictInt, Field(ge=40, le=1_000_000)] = 1000
     num_hospitals: Count | None = None
     label_concentration: Annotated[StrictFloat, Field(gt=0, lt=1e6)] = 10.0
+    split: Literal["holdout", "kfold", "lacdm", "column"] = "holdout"
     test_fraction: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    num_folds: Annotated[StrictInt, Field(ge=2)] = 5
+    fold: Annotated[StrictInt, Field(ge=0)] = 0
     max_tokens: Annotated[StrictInt, Field(ge=16)] = 384
+    field_tokens: dict[str, Count] = Field(default_factory=dict)
     num_clients: Count = 4
+    partition: Literal["hospital", "iid", "dirichlet", "age"] = "hospital"
+    dirichlet_alpha: Annotated[StrictFloat, Field(gt=0, lt=1e6)] = 1.0
     num_rounds: Count = 10
     batch_size: Count = 8
     local_steps: Count = 20
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
     note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()
+    lora_baselines: tuple[Literal["centralised", "local"], ...] = ("centralised",)
+    centralised_steps: Count | None = None
+    calibration: Literal["none", "content_free", "temperature"] = "none"
+    generation: StrictBool = False
     network: str = "lan"
     dies: Count = 1
     seed: Annotated[StrictInt, Field(ge=0)] = 0
@@ -90,12 +151,32 @@ class RunConfig(_Strict):
         check_fields(value)
         return value
 
+    @model_validator(mode="after")
+    def _fitting_task(self) -> RunConfig:
+        """Refuse settings that would be without effect, or have nothing to work on."""
+        if self.task == "diagnosis" and self.data_files:
+            raise ValueError("data_files belong to the tasks csv and text; clinical cases are read from data_dir")
+        if self.task != "diagnosis" and (self.data_dir is not None or not self.data_files):
+            raise ValueError(f"the task {self.task} reads data_files; name one, and no data_dir")
+        if self.task != "diagnosis" and (self.split == "lacdm" or self.partition == "age"):
+            raise ValueError("the split lacdm and the partition age need clinical cases (task: diagnosis)")
+        if self.task == "text" and (self.generation or self.calibration != "none"):
+            raise ValueError("language modelling has no classes: generation and calibration need another task")
+        if self.split == "column" and self.split_column is None:
+            raise ValueError("the split column needs split_column, the name of the table's column")
+        if self.calibration == "temperature" and self.split in ("holdout", "kfold") and not self.validation_fraction:
+            raise ValueError("a temperature is fitted on validation cases: set validation_fraction above 0")
+        return self
+
     @field_validator("token_period")
     @classmethod
     def _readable_period(cls, value: str) -> str:
         if value != "auto" and not parse_quantity(value, "s") > 0:
             raise ValueError("expected 'auto' or a time above zero")
         return value
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"lora": LoraSettings, "cues": CueSettings}
 
 
 def load_config(file: Path | None = None, settings: Mapping[str, object] | None = None) -> RunConfig:
@@ -128,10 +209,12 @@ def validate_config(tree: Mapping[str, object], where: str) -> RunConfig:
         problem = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = LoraSettings.model_fields if path.startswith("lora.") else RunConfig.model_fields
+            known = _SECTIONS.get(path.partition(".")[0], RunConfig).model_fields
             remedy = nearest(str(problem["loc"][-1]), known)
             raise InputError("unknown key", where=f"{where}: {path}", remedy=remedy) from None
         message = str(problem["msg"]).removeprefix("Value error, ")
+        if not path:  # keys that do not go together
+            raise InputError(message, where=where) from None
         raise InputError(message, where=f"{where}: {path}", received=problem["input"]) from None
 
 

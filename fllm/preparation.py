@@ -1,35 +1,31 @@
-"""Everything before the first round: device, cohort, clients, model, prompts, baselines."""
+"""Everything before the first round: device, cases, model, prompts, baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from device_models import DeviceModel, InputError, load_device, parse_quantity
 from device_models.machines import Network, load_network
-from fllm.baselines import baselines
+from fllm.baselines import baselines, language_baselines
+from fllm.cases import Cases, load_cases
 from fllm.config import RunConfig
-from fllm.data import (
-    DIAGNOSES,
-    Case,
-    Cohort,
-    answer,
-    build_note,
-    load_cohort,
-    load_synthetic,
-    partition_by_hospital,
-    split_cases,
-)
+from fllm.data import build_note, load_synthetic
+from fllm.data.budget import TokenBudget
+from fllm.data.corpora import answer_text
+from fllm.data.corpus import Example, Task
 from fllm.evaluation import Prompt, Scores, evaluate
 from fllm.federation.task import Hospital, LocalTraining
-from fllm.model.adapters import attach_adapter
+from fllm.model.adapters import attach_adapter, get_adapter
 from fllm.model.base import LoadedModel, load_model, model_facts
 from fllm.observer import Observer
+from fllm.prompting import Encoded, encode
 from fllm.record import NOT_MODELLED, assumptions, data_facts, device_facts, environment, network_facts, sources
 from fllm.results import SCHEMA_VERSION
 from hwsim import BitLinear, Die, EventCounts, count_events, emulate
@@ -37,38 +33,54 @@ from hwsim.effects import idle_effects
 from hwsim.randomness import seed_of
 
 
-@dataclass(frozen=True)
-class Cases:
-    """A cohort, cut into training and test cases and the former into clients."""
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What no client trains on: test prompts, and validation prompts that a temperature is fitted on."""
 
-    cohort: Cohort = field(repr=False)
-    train: tuple[Case, ...] = field(repr=False)
-    test: tuple[Case, ...] = field(repr=False)
-    clients: list[tuple[str, tuple[Case, ...]]] = field(repr=False)
+    test: list[Prompt]
+    validation: list[Prompt]
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A model with its adapter on a device, and how cases are put to it."""
+    """A model with its adapter on a device, and how examples are put to it."""
 
     config: RunConfig
+    task: Task
     loaded: LoadedModel
     model: PeftModel
     answers: list[list[int]]
     pad_id: int
     facts: dict[str, object]
 
-    def prompts(self, cases: Sequence[Case]) -> list[Prompt]:
-        """Return cases as token ids."""
-        return [_prompt(self.loaded, case, self.config, self.answers) for case in cases]
+    def encode(self, examples: Sequence[Example]) -> Encoded:
+        """Return examples as token ids."""
+        longest = max(map(len, self.answers), default=0)
+        limit = getattr(self.loaded.model.config, "max_position_embeddings", None) or self.config.max_tokens + longest
+        budget = TokenBudget(
+            min(self.config.max_tokens, limit - longest), self.config.field_tokens, where=self.loaded.name
+        )  # fmt: skip
+        return encode(examples, self.task, self.loaded.tokenizer, budget)
 
     def score(
-        self, test: Sequence[Prompt], device: DeviceModel, die: Die | None, token_period_s: float | None
+        self, held_out: HeldOut, device: DeviceModel, die: Die | None, token_period_s: float | None
     ) -> Scores:
-        """Score test cases on one chip of a device; None is the device as designed."""
+        """Score the test prompts on one chip of a device; None is the device as designed."""
         emulate(self.model, device, die_seed=die, token_period=token_period_s)
+        scores = self._likelihoods(held_out.test)
+        if self.config.calibration == "content_free":
+            return scores.without_content(self._likelihoods([self._cue()]))
+        if self.config.calibration == "temperature":
+            return scores.at_fitted_temperature(self._likelihoods(held_out.validation))
+        return scores
+
+    def _likelihoods(self, prompts: Sequence[Prompt]) -> Scores:
         batch, seed = 4 * self.config.batch_size, self.config.seed
-        return evaluate(self.model, test, self.answers, batch, self.pad_id, seed)
+        return evaluate(self.model, prompts, self.answers, batch, self.pad_id, seed)
+
+    def _cue(self) -> Prompt:
+        """Return a prompt without content: the cue alone."""
+        return self.encode([Example(0, (), 0)]).prompts[0][0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +90,12 @@ class Prepared:
     config: RunConfig
     device: DeviceModel
     ideal: DeviceModel
+    cases: Cases
+    encoded: Encoded
     bench: Bench
-    test: list[Prompt]
+    held_out: HeldOut
     hospitals: list[Hospital]
+    first_adapter: Mapping[str, Tensor]
     record: dict[str, Any]
     period_s: float | None
     dies: list[Die]
@@ -92,18 +107,24 @@ class Prepared:
         """The model with its adapter; all clients of this process share it."""
         return self.bench.model
 
+    @property
+    def client_of_test(self) -> list[int]:
+        """Client that each test prompt belongs to, as an index."""
+        owner = {example.key: index for index, client in enumerate(self.cases.clients) for example in client.test}
+        return [owner[e.key] for e in self.cases.split.test for _ in self.encoded.prompts[e.key]]
+
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
-    """Load device, cohort and model, cut the cohort into clients, and score the baselines."""
+    """Load device, cases and model, write the prompts, and score the baselines."""
     torch.set_num_threads(config.threads)
     device = device_of(config)
     network = load_network(config.network)
-    observer.stage("reading the cohort")
+    observer.stage("reading the cases")
     cases = load_cases(config)
     observer.stage("loading the model")
-    bench = load_bench(config, device)
-    prompts = bench.prompts(cases.cohort.cases)
-    of_case = {case.hadm_id: prompt for case, prompt in zip(cases.cohort.cases, prompts, strict=True)}
+    bench = load_bench(config, cases.corpus.task, device)
+    observer.stage("writing the prompts")
+    encoded = bench.encode(cases.corpus.examples)
     observer.stage("scoring the baselines")
     period_s = bench.loaded.placing.token_period_s
     chips = [Die(seed_of(config.seed, "hospital's chip", index), device) for index in range(len(cases.clients))]
@@ -120,10 +141,11 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
             "evaluation_dies": [die.seed for die in dies],
         },
         "environment": environment(config),
-        "data": data_facts(config, cases.cohort, cases.train, cases.test, cases.clients, prompts),
+        "task": {"kind": bench.task.kind, "classes": list(bench.task.classes), "cue": bench.task.cue},
+        "data": data_facts(config, cases, encoded),
         "model": bench.facts,
         "device": device_facts(device, config, period_s),
-        "baselines": baselines(cases.train, cases.test, config.fields),
+        "baselines": _baselines(cases, encoded, config, len(bench.loaded.tokenizer)),
         "sources": sources(device, network),
         "assumptions": assumptions(device, config),
         "network": network_facts(network),
@@ -132,11 +154,15 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         "rounds": [],
         "final": None,
     }
-    test = [of_case[case.hadm_id] for case in cases.test]
+    held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
     built = _one_token(bench.model, bench.pad_id)
-    hospitals = _hospitals(bench, device, cases, of_case, chips)
+    hospitals = [
+        make_hospital(index, encoded.of(client.train), bench, chip, _local_training(config))
+        for index, (client, chip) in enumerate(zip(cases.clients, chips, strict=True))
+    ]
     return Prepared(
-        config, device, ideal_twin(device), bench, test, hospitals, record, period_s, dies, built, network
+        config, device, ideal_twin(device), cases, encoded, bench, held_out, hospitals, get_adapter(bench.model),
+        record, period_s, dies, built, network,
     )  # fmt: skip
 
 
@@ -152,24 +178,16 @@ def device_of(config: RunConfig) -> DeviceModel:
     return device
 
 
-def load_cases(config: RunConfig) -> Cases:
-    """Read or make up the cohort, hold out the test cases, and deal the others to the clients."""
-    cohort = _cohort(config)
-    split = split_cases(cohort.cases, test_fraction=config.test_fraction, seed=config.seed)
-    clients = partition_by_hospital(split.train, config.num_clients, seed=config.seed)
-    return Cases(cohort, split.train, split.test, clients)
-
-
-def load_bench(config: RunConfig, device: DeviceModel) -> Bench:
+def load_bench(config: RunConfig, task: Task, device: DeviceModel) -> Bench:
     """Load the model on a device and attach a new adapter."""
     sample = [build_note(case, config.fields) for case in load_synthetic(40, n_hospitals=4, seed=1).cases[:16]]
     loaded = load_model(config.model, device, token_period_of(config), sample, config.adaptation)
-    answers = [loaded.tokenizer(answer(name), add_special_tokens=False)["input_ids"] for name in DIAGNOSES]
+    answers = [loaded.tokenizer(answer_text(name), add_special_tokens=False)["input_ids"] for name in task.classes]
     facts = model_facts(loaded)
     model = attach_adapter(loaded.model, config.lora, base_name=loaded.name, seed=config.seed)
     facts["adapter_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     facts["ternary_weights"] = sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear))
-    return Bench(config, loaded, model, answers, _pad_id(loaded), facts)
+    return Bench(config, task, loaded, model, answers, _pad_id(loaded), facts)
 
 
 def token_period_of(config: RunConfig) -> float | str:
@@ -182,20 +200,30 @@ def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
     return Die(seed_of(config.seed, "die of evaluation", number), device)
 
 
-def _hospitals(
-    bench: Bench, device: DeviceModel, cases: Cases, prompts: Mapping[int, Prompt], chips: Sequence[Die]
-) -> list[Hospital]:
-    config, period_s = bench.config, bench.loaded.placing.token_period_s
-    training = LocalTraining(
-        config.local_steps, config.batch_size, config.learning_rate, config.note_loss, config.num_rounds, config.seed
-    )
-    return [
-        Hospital(
-            index, [prompts[case.hadm_id] for case in own], bench.model, bench.answers, bench.pad_id, training,
-            partial(emulate, bench.model, device, die_seed=chip, token_period=period_s),
-        )
-        for index, ((_, own), chip) in enumerate(zip(cases.clients, chips, strict=True))
-    ]  # fmt: skip
+def make_hospital(
+    index: int, prompts: list[Prompt], bench: Bench, chip: Die, training: LocalTraining
+) -> Hospital:
+    """Make one client: its prompts, and the shared model on its own chip."""
+    on_chip = partial(
+        emulate, bench.model, chip.device, die_seed=chip, token_period=bench.loaded.placing.token_period_s
+    )  # fmt: skip
+    return Hospital(index, prompts, bench.model, bench.answers, bench.pad_id, training, on_chip)
+
+
+def _local_training(config: RunConfig) -> LocalTraining:
+    return LocalTraining(
+        config.local_steps, config.batch_size, config.learning_rate, config.note_loss, config.num_rounds, config.seed,
+        piece=4 * config.batch_size,
+    )  # fmt: skip
+
+
+def _baselines(cases: Cases, encoded: Encoded, config: RunConfig, vocabulary: int) -> dict[str, dict[str, Any]]:
+    """Score what needs no language model on the same split and fields."""
+    task, split = cases.corpus.task, cases.split
+    if not task.classes:
+        train, test = ([prompt.tokens for prompt in encoded.of(part)] for part in (split.train, split.test))
+        return language_baselines(train, test, vocabulary)
+    return baselines([(client.name, client.train) for client in cases.clients], split.test, task, seed=config.seed)
 
 
 def _one_token(model: PeftModel, pad_id: int) -> EventCounts:
@@ -214,37 +242,7 @@ def ideal_twin(device: DeviceModel) -> DeviceModel:
     return ideal
 
 
-def _cohort(config: RunConfig) -> Cohort:
-    if config.data_dir is not None:
-        return load_cohort(config.data_dir)
-    hospitals = config.num_hospitals or config.num_clients
-    if hospitals > config.num_cases:
-        raise InputError(
-            "more hospitals than cases", where="num_clients", expected=f"at most {config.num_cases}", received=hospitals
-        )
-    return load_synthetic(
-        config.num_cases, n_hospitals=hospitals, seed=config.seed, label_concentration=config.label_concentration
-    )
-
-
 def _pad_id(loaded: LoadedModel) -> int:
     tokenizer = loaded.tokenizer
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return 0 if found is None else int(found)
-
-
-def _prompt(loaded: LoadedModel, case: Case, config: RunConfig, answers: Sequence[Sequence[int]]) -> Prompt:
-    """Encode a note; one that is too long loses text in its middle, never the cue for the answer at its end."""
-    tokenizer = loaded.tokenizer
-    start = tokenizer.bos_token_id
-    tokens = ([] if start is None else [start]) + tokenizer(
-        build_note(case, config.fields), add_special_tokens=False
-    )["input_ids"]  # fmt: skip
-    limit = getattr(loaded.model.config, "max_position_embeddings", None) or config.max_tokens
-    room = min(config.max_tokens, limit - max(len(a) for a in answers))
-    if room < 8:
-        raise InputError(
-            "the model's context is too short", where=loaded.name, expected="8 tokens or more", received=room
-        )
-    kept = tokens if len(tokens) <= room else [*tokens[: room - room // 2], *tokens[-(room // 2) :]]
-    return Prompt(tuple(kept), DIAGNOSES.index(case.diagnosis), len(tokens) > room)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from device_models import DeviceModel
 from device_models.machines import Network
 from fllm.config import RunConfig
-from fllm.data import DIAGNOSES, Case, Cohort
+from fllm.data.corpus import Corpus
+from fllm.data.holdings import label_counts, partition_facts
 from fllm.energy import cost_sources, provenance_rows
 
 if TYPE_CHECKING:  # torch is not needed to describe a device
-    from fllm.evaluation import Prompt
+    from fllm.cases import Cases
+    from fllm.prompting import Encoded
 
 NOT_MODELLED = (
     "correlation of flicker noise between reads, gradients of mismatch across a die, stuck cells, ageing but for drift",
@@ -48,41 +49,39 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _label_counts(cases: Sequence[Case]) -> dict[str, int]:
-    return {name: sum(case.diagnosis == name for case in cases) for name in DIAGNOSES}
+SMALLEST_CELL = 5
+"""Numbers of patients below this are not told apart in a record of real data."""
 
 
-def data_facts(
-    config: RunConfig,
-    cohort: Cohort,
-    train: Sequence[Case],
-    test: Sequence[Case],
-    clients: Sequence[tuple[str, Sequence[Case]]],
-    prompts: Sequence[Prompt],
-) -> dict[str, Any]:
-    """Describe the cohort in numbers: no text, no identifier."""
-    lengths = sorted(len(prompt.tokens) for prompt in prompts)
-    return {
-        "synthetic": cohort.synthetic,
-        "source": cohort.source,
-        "sha256": cohort.sha256,
-        "fields": list(config.fields),
-        "num_cases": len(cohort.cases),
-        "num_train": len(train),
-        "num_test": len(test),
-        "label_counts": _label_counts(cohort.cases),
-        "test_label_counts": _label_counts(test),
-        "tokens_per_prompt": {
-            "median": lengths[len(lengths) // 2],
-            "p95": lengths[int(0.95 * (len(lengths) - 1))],
-            "max": lengths[-1],
-        },
-        "truncated_prompts": sum(prompt.truncated for prompt in prompts),
-        "clients": [
-            {"client": index, "name": name, "num_train": len(cases), "label_counts": _label_counts(cases)}
-            for index, (name, cases) in enumerate(clients)
-        ],
+def smallest_cell(corpus: Corpus) -> int:
+    """Return below which number of texts a count is hidden; 0 where every text is fabricated."""
+    return 0 if corpus.synthetic else SMALLEST_CELL
+
+
+def data_facts(config: RunConfig, cases: Cases, encoded: Encoded) -> dict[str, Any]:
+    """Describe the data in numbers: no text, no identifier."""
+    corpus, split, least = cases.corpus, cases.split, smallest_cell(cases.corpus)
+    classes = corpus.task.classes
+    dealt = partition_facts(cases.clients, classes, cases.dealing, smallest_cell=least)
+    facts = {
+        "synthetic": corpus.synthetic,
+        "source": corpus.source,
+        "sha256": corpus.sha256,
+        "fields": list(config.fields) if config.task == "diagnosis" else [],
+        "warnings": list(corpus.warnings),
+        "num_cases": len(corpus.examples),
+        "num_train": len(split.train),
+        "num_validation": len(split.validation),
+        "num_test": len(split.test),
+        "label_counts": label_counts(corpus.examples, classes, smallest_cell=least),
+        "test_label_counts": label_counts(split.test, classes, smallest_cell=least),
+        "smallest_cell": least or None,
+        "split": split.facts,
+        "partition": {key: value for key, value in dealt.items() if key != "clients"},
+        "clients": dealt["clients"],
+        **encoded.facts,
     }
+    return facts | ({"cues": config.cues.model_dump()} if config.task == "diagnosis" else {})
 
 
 def device_facts(device: DeviceModel, config: RunConfig, period_s: float | None) -> dict[str, Any]:

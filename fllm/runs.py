@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import statistics
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,21 +14,19 @@ from flwr.app import Context, RecordDict
 from torch import Tensor
 
 from device_models import InputError
-from fllm.accounting import activity_of_texts, energy_of_token, layers_of, on_chip, stored_counts, training_of
+from fllm.accounting import training_of
 from fllm.config import RunConfig, validate_config
-from fllm.energy import price_rows
-from fllm.evaluation import METRICS, Scores, bootstrap_interval, over_dies
-from fllm.federation.client_app import counts_of, make_client_app
+from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.server_app import Round, RoundFailed, make_server_app
 from fllm.federation.strategy import fedavg
-from fllm.memory import peak_memory_bytes
+from fllm.lora_baselines import key_of, lora_baseline
 from fllm.model.adapters import adapter_digest, get_adapter, read_adapter, save_adapter, set_adapter
 from fllm.observer import Observer
+from fllm.outcome import evaluate_everywhere, final_facts, round_row
 from fllm.preparation import Prepared, prepare
 from fllm.report import render
 from fllm.results import read_result, write_result, write_rounds_csv
-from hwsim import EventCounts, price
 from hwsim.effects import is_configured
 
 RESULT = "result.json"
@@ -102,6 +99,8 @@ def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
         if prepared.record[what][key] != former[what][key]:
             raise InputError(f"the {what} changed since the run began", where=str(folder), remedy="start a new run")
     prepared.record.update({key: former[key] for key in ("name", "command", "created", "rounds")})
+    trained = [key_of(kind) for kind in prepared.config.lora_baselines]
+    prepared.record["baselines"] |= {key: former["baselines"][key] for key in trained if key in former["baselines"]}
     return _go_on(prepared, folder, observer, started)
 
 
@@ -145,9 +144,9 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
     if finished:
         set_adapter(model, _saved_adapter(folder, record["rounds"][-1]["adapter_sha256"]))
     observer.stage("evaluating the model")
-    scores = _evaluate(prepared)
+    scores = evaluate_everywhere(prepared)
     if not record["rounds"]:
-        record["rounds"] = [_row(0, prepared, scores)]
+        record["rounds"] = [round_row(0, prepared, scores)]
         _write(record, folder)
     for row in record["rounds"]:
         observer.round_done(row, config.num_rounds)
@@ -156,8 +155,8 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         nonlocal scores
         set_adapter(model, outcome.adapter)
         observer.stage(f"evaluating round {outcome.number}")
-        scores = _evaluate(prepared)
-        row = _row(outcome.number, prepared, scores, outcome)
+        scores = evaluate_everywhere(prepared)
+        row = round_row(outcome.number, prepared, scores, outcome)
         row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
         row["training"] = training_of([row], prepared)
         grid.uplink_bytes = grid.downlink_bytes = 0
@@ -177,16 +176,27 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         last_round=config.num_rounds,
         on_round=on_round,
     )
-    observer.stage(f"training round {finished + 1}")
-    server(grid, Context(1, 0, {}, RecordDict(), {}))
+    if finished < config.num_rounds:
+        observer.stage(f"training round {finished + 1}")
+        server(grid, Context(1, 0, {}, RecordDict(), {}))
+    _add_baselines(prepared, folder, observer)
     observer.stage("writing the report")
-    record["final"] = _final(prepared, scores, time.monotonic() - started)
+    record["final"] = final_facts(prepared, scores, time.monotonic() - started)
     if is_configured(prepared.device, "refresh") and not record["final"]["counts"].get("attention.refresh_conversion"):
         record["warnings"].append("no effect of refresh: no token of this run grew as old as its interval")
     record["status"] = "completed"
     _write(record, folder)
     render(record, folder)
     return RunResult(folder, record)
+
+
+def _add_baselines(prepared: Prepared, folder: Path, observer: Observer) -> None:
+    """Train the baselines that are missing, and keep each as soon as it is done."""
+    record = prepared.record
+    for kind in prepared.config.lora_baselines:
+        if key_of(kind) not in record["baselines"]:
+            record["baselines"][key_of(kind)] = lora_baseline(kind, prepared, observer.stage)
+            _write(record, folder)
 
 
 def _saved_adapter(folder: Path, digest: str) -> dict[str, Tensor]:
@@ -204,84 +214,6 @@ def _replace_adapter(folder: Path) -> None:
     if (folder / ADAPTER).is_dir():
         shutil.rmtree(folder / ADAPTER)
     (folder / NEXT_ADAPTER).rename(folder / ADAPTER)
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """Scores of one model on the ideal device and on each die of the emulated one."""
-
-    ideal: Scores
-    dies: list[Scores]
-
-
-def _evaluate(prepared: Prepared) -> _Evaluation:
-    """Score the adapter on the ideal device and on every die of the emulated one."""
-    bench, test, period_s = prepared.bench, prepared.test, prepared.period_s
-    return _Evaluation(
-        bench.score(test, prepared.ideal, None, period_s),
-        [bench.score(test, prepared.device, die, period_s) for die in prepared.dies],
-    )
-
-
-def _row(number: int, prepared: Prepared, scores: _Evaluation, outcome: Round | None = None) -> dict[str, Any]:
-    counts = on_chip(counts_of(outcome.metrics) if outcome else EventCounts(), prepared)
-    cost = price(counts, prepared.device, token_period_s=prepared.period_s)
-    return {
-        "round": number,
-        "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
-        "clients": outcome.clients if outcome else 0,
-        "failures": list(outcome.failures) if outcome else [],
-        "uplink_bytes": 0,
-        "downlink_bytes": 0,
-        "tokens": counts.tokens,
-        "counts": dict(sorted(counts.events.items())),
-        "counts_by_layer": layers_of(counts),
-        "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
-        "energy_per_token_j": cost.energy_per_token_j,
-        "latency_per_token_s": cost.latency_per_token_s,
-        "ideal": {key: getattr(scores.ideal, key) for key in METRICS},
-        "hardware": {key: _spread([getattr(die, key) for die in scores.dies]) for key in METRICS},
-        "adapter_sha256": adapter_digest(get_adapter(prepared.model)),
-    }
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    """Return the mean over dies and their standard deviation, 0 for a single one."""
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "dies": len(values),
-    }
-
-
-def _final(prepared: Prepared, scores: _Evaluation, seconds: float) -> dict[str, Any]:
-    record, last = prepared.record, prepared.record["rounds"][-1]
-    majority = record["baselines"]["majority"]["accuracy"]
-    linear = record["baselines"].get("tfidf_logreg", {}).get("accuracy", majority)
-    hardware = over_dies(scores.dies)
-    gained = hardware.accuracy - majority
-    tokens, parts = last["tokens"], last["energy_j"]["parts"]
-    counts, device = stored_counts([last], prepared), prepared.device
-    return {
-        "accuracy_ideal": scores.ideal.accuracy,
-        "accuracy_hardware": hardware.accuracy,
-        "gap_closed": gained / (linear - majority) if linear > majority else None,
-        "accuracy_interval_95": {
-            name: list(bootstrap_interval(score.correct, seed=prepared.config.seed))
-            for name, score in (("ideal", scores.ideal), ("hardware", hardware))
-        },
-        "energy_per_token_j": last["energy_per_token_j"],
-        "energy_per_token_parts_j": {part: energy / tokens for part, energy in parts.items()} if tokens else {},
-        "latency_per_token_s": last["latency_per_token_s"],
-        "counts": last["counts"],
-        "prices": price_rows(counts, device, prepared.period_s) if tokens else [],
-        "energy": energy_of_token(counts, prepared) if tokens else None,
-        "activity": activity_of_texts(counts, prepared) if tokens else None,
-        "training": training_of(record["rounds"], prepared),
-        "adapter_sha256": last["adapter_sha256"],
-        "wall_seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
 
 
 def _write(record: dict[str, Any], folder: Path) -> None:

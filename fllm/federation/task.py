@@ -30,6 +30,7 @@ class LocalTraining:
     Attributes:
         steps: Optimiser steps per round.
         batch_size: Cases per step.
+        piece: Most cases in one forward pass; a larger batch adds up the gradients of its pieces.
         learning_rate: Peak rate of AdamW; it warms up over the first quarter of each round, as the
             optimiser is new in each round and its first steps have no averages yet, and falls
             linearly over the rounds to a tenth.
@@ -44,6 +45,7 @@ class LocalTraining:
     note_loss: float
     rounds: int
     seed: int
+    piece: int = 32
 
     def rate(self, server_round: int, step: int) -> float:
         """Return the learning rate of a step (both counted from 1)."""
@@ -77,7 +79,7 @@ class Hospital:
         partition: Index of the client.
         prompts: Its training cases.
         model: Emulated model with adapter; shared by clients of one process, its adapter is set anew each time.
-        answers: Token ids of each diagnosis.
+        answers: Token ids of each class; none for language modelling.
         pad_id: Padding token.
         training: Settings.
         put_on_chip: Puts the model on this hospital's own chip; None leaves it where it is.
@@ -115,16 +117,25 @@ class Hospital:
                 batch = [self.prompts[i] for i in order[(step - 1) * training.batch_size : step * training.batch_size]]
                 for group in optimiser.param_groups:
                     group["lr"] = training.rate(server_round, step)
-                # The tokens of each step are written anew: new noise
-                with noise_key(seed_of(training.seed, "noise", server_round, self.partition, step)):
-                    answer_loss, note_loss = self._losses(batch, step)
-                    optimiser.zero_grad(set_to_none=True)
-                    (answer_loss + training.note_loss * note_loss).backward()
+                optimiser.zero_grad(set_to_none=True)
+                losses.append(self._backward(batch, server_round, step))
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimiser.step()
-                losses.append(answer_loss.item())
         model.eval()
         return Update(get_adapter(model), math.fsum(losses) / len(losses), len(self.prompts), counts)
+
+    def _backward(self, batch: Sequence[Prompt], server_round: int, step: int) -> float:
+        """Add up the gradients of a batch, piece by piece; its mean loss."""
+        training, total = self.training, 0.0
+        for start in range(0, len(batch), training.piece):
+            part = batch[start : start + training.piece]
+            share, place = len(part) / len(batch), (start,) if start else ()
+            # The tokens of each pass are written anew: new noise
+            with noise_key(seed_of(training.seed, "noise", server_round, self.partition, step, *place)):
+                answer_loss, note_loss = self._losses(part, step)
+                (share * (answer_loss + training.note_loss * note_loss)).backward()
+            total += share * answer_loss.item()
+        return total
 
     def _order(self, server_round: int) -> list[int]:
         """Return the case of each place in the round's batches: whole shuffled passes, continued over the rounds.
@@ -148,9 +159,12 @@ class Hospital:
     def _losses(self, batch: Sequence[Prompt], step: int) -> tuple[Tensor, Tensor]:
         """Return the mean loss of the answers' tokens and of one in ``NOTE_STRIDE`` tokens of the notes.
 
-        The LM head only runs where a loss is taken; which ones they are moves on with the step.
+        The LM head only runs where a loss is taken; which ones they are moves on with the step. Without classes the
+        text itself is the answer.
         """
-        rows = [(*prompt.tokens, *self.answers[prompt.diagnosis]) for prompt in batch]
+        if not self.answers:
+            return self._text_loss(batch)
+        rows = [(*prompt.tokens, *self.answers[label_of(prompt)]) for prompt in batch]
         tokens, real = padded(rows, self.pad_id)
         start = torch.tensor([len(prompt.tokens) for prompt in batch])[:, None]
         place = torch.arange(1, tokens.shape[1])
@@ -164,3 +178,18 @@ class Hospital:
         is_note = place < start
         note_loss = loss[is_note].mean() if bool(is_note.any()) else loss.new_zeros(())
         return loss[is_answer].mean(), note_loss
+
+    def _text_loss(self, batch: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of all tokens, and nothing beside it."""
+        tokens, real = padded([prompt.tokens for prompt in batch], self.pad_id)
+        logits = self.model(input_ids=tokens, attention_mask=real, use_cache=False).logits.float()
+        wanted = real[:, 1:].bool()
+        loss = cross_entropy(logits[:, :-1][wanted], tokens[:, 1:][wanted])
+        return loss, loss.new_zeros(())
+
+
+def label_of(prompt: Prompt) -> int:
+    """Return the class of a prompt that has one."""
+    if prompt.label is None:
+        raise ValueError("a prompt without a class among labelled ones")
+    return prompt.label

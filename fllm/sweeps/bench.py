@@ -19,13 +19,14 @@ from device_models import DeviceModel, InputError
 from device_models.costs import PARTS
 from device_models.retention import signal_left
 from fllm.accounting import stored_heads
+from fllm.cases import load_cases
 from fllm.config import RunConfig
 from fllm.energy import energy_facts
-from fllm.evaluation import METRICS, Prompt, Scores
+from fllm.evaluation import METRICS, Scores
 from fllm.federation.server_app import RoundFailed
 from fllm.model.adapters import read_adapter, set_adapter
 from fllm.model.base import place
-from fllm.preparation import Bench, device_of, evaluation_die, ideal_twin, load_bench, load_cases, token_period_of
+from fllm.preparation import Bench, HeldOut, device_of, evaluation_die, ideal_twin, load_bench, token_period_of
 from fllm.runs import run_or_resume
 from fllm.sweeps.record import warnings_of
 from fllm.sweeps.table import OK, bits, energy_column
@@ -81,26 +82,29 @@ def _reason(error: Exception) -> str:
 
 def digest_of_cases(config: RunConfig, cohort_sha256: str) -> str:
     """Return 12 digits that are equal for the same test cases in the same order."""
-    return hashlib.sha256(repr((cohort_sha256, config.seed, config.test_fraction)).encode()).hexdigest()[:12]
+    cut = (config.split, config.test_fraction, config.num_folds, config.fold)
+    return hashlib.sha256(repr((cohort_sha256, config.seed, cut)).encode()).hexdigest()[:12]
 
 
 class Held:
     """One seed's model, adapter and test cases."""
 
-    def __init__(self, bench: Bench, test: list[Prompt], cases_sha256: str) -> None:
-        self.bench, self.test, self.cases_sha256 = bench, test, cases_sha256
+    def __init__(self, bench: Bench, held_out: HeldOut, cases_sha256: str) -> None:
+        self.bench, self.held_out, self.cases_sha256 = bench, held_out, cases_sha256
         self._ideal: dict[str, Scores] = {}
         self._dies: dict[int, Die] = {}
 
     @classmethod
     def of(cls, task: Task) -> Held:
         """Load what a task needs."""
-        bench = load_bench(task.config, device_of(task.config))
+        cases = load_cases(task.config)
+        bench = load_bench(task.config, cases.corpus.task, device_of(task.config))
         if task.model_sha256 not in (None, bench.loaded.sha256):
             raise InputError("the base model changed since the adapter was trained", where=bench.loaded.name)
-        cases = load_cases(task.config)
         set_adapter(bench.model, read_adapter(task.adapter))
-        return cls(bench, bench.prompts(cases.test), digest_of_cases(task.config, cases.cohort.sha256))
+        encoded = bench.encode([*cases.split.test, *cases.split.validation])
+        held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
+        return cls(bench, held_out, digest_of_cases(task.config, cases.corpus.sha256))
 
     def rows(self, task: Task) -> tuple[list[dict[str, Any]], list[str]]:
         """Score the task's chips; the metrics of each, and what of the device had no effect."""
@@ -112,12 +116,12 @@ class Held:
         shared = self._facts(task.config, device, period) | {
             **{f"{name}_ideal": getattr(ideal, name) for name in METRICS},
             "correct_ideal": bits(ideal.correct),
-            "test_cases": len(self.test),
+            "test_cases": len(self.held_out.test),
             "cases_sha256": self.cases_sha256,
         }
         rows = []
         for number in task.dies:
-            found = self.bench.score(self.test, device, self._die(number, task.config, device), period)
+            found = self.bench.score(self.held_out, device, self._die(number, task.config, device), period)
             metrics = {name: getattr(found, name) for name in METRICS}
             rows.append(shared | metrics | {"die": number, "correct": bits(found.correct)})
         return rows, warnings_of(device, shared)
@@ -136,7 +140,7 @@ class Held:
         scalers = {n: t.tolist() for n, t in self.bench.loaded.model.state_dict().items() if ".gain_cell." in n}
         key = repr((twin.window, twin.activation, twin.saturation, twin.cell, scalers))
         if key not in self._ideal:
-            self._ideal[key] = self.bench.score(self.test, twin, None, period)
+            self._ideal[key] = self.bench.score(self.held_out, twin, None, period)
         return self._ideal[key]
 
     def _facts(self, config: RunConfig, device: DeviceModel, period: float | None) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class Held:
             counts, device, token_period_s=period, stored_heads=stored_heads(self.bench.model), seed=config.seed
         )
         total = energy["energy_per_token_j"]
-        lengths = sorted(len(prompt.tokens) for prompt in self.test)
+        lengths = sorted(len(prompt.tokens) for prompt in self.held_out.test)
         oldest = (min(lengths[len(lengths) // 2], device.window.tokens) - 1) * (period or 0.0)
         full = (device.window.tokens - 1) * (period or 0.0)
         return {
@@ -165,7 +169,7 @@ class Held:
     def _counts(self, device: DeviceModel, period: float | None) -> EventCounts:
         """Count what answering the test cases takes: each prompt through the model, the LM head asked at its end."""
         total = EventCounts()
-        for tokens, prompts in sorted(Counter(len(prompt.tokens) for prompt in self.test).items()):
+        for tokens, prompts in sorted(Counter(len(prompt.tokens) for prompt in self.held_out.test).items()):
             if self._shape is None:
                 total.add(self._counted(tokens, prompts, device, period))
                 continue

@@ -93,7 +93,7 @@ def estimate(plan: Plan, workers: int, *, adapters: int) -> Estimate:
 def _evaluation(plan: Plan, prepared: Prepared, points: list[Point]) -> float:
     """Time one evaluation of a die, the mean over points at the ends and in the middle of the design."""
     chosen = sorted({0, len(points) // 2, len(points) - 1})[:TRIED_POINTS]
-    held = Held(prepared.bench, prepared.test, "")
+    held = Held(prepared.bench, prepared.held_out, "")
     seconds, problem = [], None
     for index in chosen:
         try:

@@ -125,11 +125,15 @@ class Plan:
 
     def config_of(self, point: Point, seed: int) -> RunConfig:
         """Return the configuration of one point and seed; raises InputError where it is no valid one."""
-        settings: dict[str, object] = {"seed": seed, "dies": 1, "threads": 1}
+        settings: dict[str, object] = {"seed": seed, "dies": 1, "threads": 1, **WITHOUT_EXTRAS}
         for key in self.keys:
             if key.name in point.settings:
                 settings[f"device.{key.name}" if key.scope == "device" else key.name] = point.settings[key.name]
         return with_settings(self.config, settings)
+
+
+WITHOUT_EXTRAS: dict[str, object] = {"lora_baselines": [], "generation": False}
+"""A sweep compares devices; what a single run adds for its own report would be done once per point."""
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, object]) -> RunConfig:

@@ -22,13 +22,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from device_models import InputError, load_device
+from fllm.cases import read_corpus
 from fllm.config import RunConfig
-from fllm.data import load_cohort
 from fllm.observer import SweepObserver
 from fllm.report import render
 from fllm.results import SWEEP, read_result, write_result
 from fllm.sweeps.engines import ENGINES, check_engine
-from fllm.sweeps.plan import Plan, Point, with_settings
+from fllm.sweeps.plan import WITHOUT_EXTRAS, Plan, Point, with_settings
 from fllm.sweeps.record import adapter_facts, describe, given_adapter, plan_of, stored_digest, warnings_of
 from fllm.sweeps.table import FAILED, OK, Table, columns_of, place_of
 from fllm.sweeps.tasks import Done, Task, failed
@@ -230,8 +230,8 @@ class _Sweep:
         for adapter in self.record["adapters"]:
             folder = self.folder / adapter["folder"]
             run = read_result(folder / RESULT)
-            data = self.plan.config.data_dir
-            if data is not None and load_cohort(data).sha256 != run["data"]["sha256"]:
+            data = self.plan.config.data_dir or ", ".join(self.plan.config.data_files)
+            if data and read_corpus(self.plan.config).sha256 != run["data"]["sha256"]:
                 raise InputError("the data changed since the adapter was trained", where=data, remedy="train it anew")
             recorded = None if run["final"] is None else run["final"]["adapter_sha256"]
             if not recorded == stored_digest(folder / ADAPTER) == adapter["sha256"]:
@@ -243,7 +243,7 @@ class _Sweep:
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # set by the import above to INFO
         folder = self.folder / f"trained-seed{seed}"
-        config = with_settings(self.plan.config, {"seed": seed})
+        config = with_settings(self.plan.config, {"seed": seed, **WITHOUT_EXTRAS})
         run_or_resume(config, folder, command=self.record["command"], observer=self.observer)
         return adapter_facts(Path(folder.name), read_result(folder / RESULT))  # stays right where the sweep is moved
 

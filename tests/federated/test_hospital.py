@@ -9,12 +9,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.functional import log_softmax
 
+import fllm.federation.task
 from fllm.evaluation import Prompt
-from fllm.federation.task import Hospital, LocalTraining
+from fllm.federation.task import Hospital, LocalTraining, label_of
 from fllm.model.adapters import adapter_digest, get_adapter, set_adapter
 from fllm.preparation import Prepared
+from hwsim import emulate
 from hwsim.events import EVENTS
+from tests import tolerances
 from tests.fllm.small import scrambled
 
 Adapter = dict[str, torch.Tensor]
@@ -87,7 +91,7 @@ def test_update_says_cases_loss_and_events(prepared: Prepared, start: Adapter) -
     assert set(update.counts.events) <= set(EVENTS)
     assert update.counts["attention.layer_pass"] == update.counts.tokens * prepared.record["model"]["layers"]
     batch = [hospital.prompts[i] for i in hospital._order(1)]
-    fed = sum(len(prompt.tokens) + len(hospital.answers[prompt.diagnosis]) for prompt in batch)
+    fed = sum(len(prompt.tokens) + len(hospital.answers[prompt.label]) for prompt in batch)
     assert update.counts.tokens == fed  # no padding, and the forward pass alone
 
 
@@ -108,7 +112,7 @@ def test_every_case_is_seen_before_any_repeats(
     prepared: Prepared, start: Adapter, cases: int, batch: int, steps: int, rounds: int
 ) -> None:
     template = prepared.hospitals[0]
-    seen = Seen(Prompt(prompt.tokens[:8], prompt.diagnosis, True) for prompt in template.prompts[:cases])
+    seen = Seen(Prompt(prompt.tokens[:8], prompt.label, True) for prompt in template.prompts[:cases])
     training = LocalTraining(steps, batch, 1e-3, 0.1, rounds, seed=3)
     hospital = Hospital(1, seen, prepared.model, template.answers, template.pad_id, training)
     seen.order.clear()
@@ -151,3 +155,119 @@ def test_learning_rate_warms_up_in_each_round_and_falls_to_a_tenth() -> None:
 
 def test_learning_rate_of_a_run_of_one_step_is_the_peak() -> None:
     assert LocalTraining(1, 1, 2.0, 0.0, 1, 0).rate(1, 1) == 2.0
+
+
+# A batch in pieces.
+
+
+def in_pieces(prepared: Prepared, piece: int, answers: list[list[int]] | None = None) -> Hospital:
+    template = prepared.hospitals[0]
+    training = LocalTraining(1, 6, 1e-3, 0.0, 1, seed=3, piece=piece)
+    own = template.answers if answers is None else answers
+    return Hospital(0, template.prompts, prepared.model, own, template.pad_id, training)
+
+
+def loss_and_gradient(hospital: Hospital, batch: list[Prompt], start: Adapter) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return both for a batch, on the device as designed."""
+    set_adapter(hospital.model, scrambled(start))
+    hospital.model.train()
+    hospital.model.zero_grad(set_to_none=True)
+    loss = hospital._backward(batch, 1, 1)
+    found = {name: p.grad.clone() for name, p in hospital.model.named_parameters() if p.grad is not None}
+    hospital.model.zero_grad(set_to_none=True)
+    hospital.model.eval()
+    return loss, found
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3])
+@pytest.mark.parametrize("task", ["labels", "text"])
+def test_batch_in_pieces_has_the_gradient_of_the_whole(
+    prepared: Prepared, start: Adapter, piece: int, task: str
+) -> None:
+    """Without noise; every piece has as many tokens with a loss, so its mean counts by its cases."""
+    emulate(prepared.model, prepared.ideal, die_seed=None, token_period=prepared.period_s)
+    batch = [Prompt(prompt.tokens[:20], prompt.label, True) for prompt in prepared.hospitals[0].prompts[:6]]
+    answers = [] if task == "text" else None
+    whole, gradient = loss_and_gradient(in_pieces(prepared, 6, answers), batch, start)
+    loss, found = loss_and_gradient(in_pieces(prepared, piece, answers), batch, start)
+    assert loss == pytest.approx(whole, rel=tolerances.FLOAT32)
+    assert set(found) == set(gradient)
+    scale = max(float(tensor.abs().max()) for tensor in gradient.values())
+    assert scale > 0
+    for name, tensor in gradient.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_pieces_count_by_their_cases(
+    prepared: Prepared, start: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last piece of 5 by 2 holds one case, and a fifth of the loss."""
+    losses = iter([10.0, 20.0, 30.0])
+    weight = next(p for p in prepared.model.parameters() if p.requires_grad)
+    hospital = in_pieces(prepared, 2)
+    monkeypatch.setattr(hospital, "_losses", lambda *_: (next(losses) + 0 * weight.sum(), 0 * weight.sum()))
+    assert loss_and_gradient(hospital, hospital.prompts[:5], start)[0] == pytest.approx(0.4 * 10 + 0.4 * 20 + 0.2 * 30)
+
+
+def noise_keys(
+    hospital: Hospital, size: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    keys: list[int] = []
+    with monkeypatch.context() as patch:
+        used = fllm.federation.task.noise_key
+        patch.setattr("fllm.federation.task.noise_key", lambda key: keys.append(key) or used(key))
+        hospital._backward(hospital.prompts[:size], 1, step)
+    hospital.model.zero_grad(set_to_none=True)
+    return keys
+
+
+def test_every_piece_has_noise_of_its_own(
+    prepared: Prepared, start: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_adapter(prepared.model, start)
+    keys = [noise_keys(in_pieces(prepared, 2), 6, step, monkeypatch) for step in (1, 2)]
+    assert [len(found) for found in keys] == [3, 3]
+    assert len({key for found in keys for key in found}) == 6
+    assert noise_keys(in_pieces(prepared, 6), 6, 1, monkeypatch) == keys[0][:1]  # an undivided batch is its first piece
+
+
+# Language modelling.
+
+
+def test_loss_of_texts_is_the_mean_over_all_their_tokens(prepared: Prepared, start: Adapter) -> None:
+    emulate(prepared.model, prepared.ideal, die_seed=None, token_period=prepared.period_s)
+    set_adapter(prepared.model, scrambled(start))
+    hospital = in_pieces(prepared, 6, answers=[])
+    batch = [Prompt(hospital.prompts[i].tokens[:length], None, False) for i, length in enumerate((12, 30, 21))]
+    losses = []
+    with torch.no_grad():
+        for prompt in batch:
+            tokens = torch.tensor([prompt.tokens])
+            found = log_softmax(prepared.model(input_ids=tokens, use_cache=False).logits[0].double(), dim=-1)
+            losses += [-float(found[place - 1, tokens[0, place]]) for place in range(1, len(prompt.tokens))]
+        loss, beside = hospital._losses(batch, 1)
+    assert len(losses) == 11 + 29 + 20
+    assert float(loss) == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
+    assert float(beside) == 0.0
+
+
+def test_hospital_without_classes_learns_from_its_texts(prepared: Prepared, start: Adapter) -> None:
+    template = prepared.hospitals[0]
+    prompts = [Prompt(prompt.tokens[:16], None, False) for prompt in template.prompts[:4]]
+    training = LocalTraining(2, 2, 1e-3, 0.5, 1, seed=3)
+    hospital = Hospital(0, prompts, prepared.model, [], template.pad_id, training, template.put_on_chip)
+    update = hospital.train(start, 1)
+    assert adapter_digest(update.adapter) != adapter_digest(start)
+    assert update.counts.tokens == 4 * 16
+    heavier = Hospital(0, prompts, prepared.model, [], template.pad_id, replace(training, note_loss=0.0))
+    heavier.put_on_chip = template.put_on_chip
+    assert adapter_digest(heavier.train(start, 1).adapter) == adapter_digest(update.adapter)  # there is no note beside
+
+
+def test_prompt_without_a_class_among_labelled_ones_is_our_mistake(prepared: Prepared) -> None:
+    assert label_of(Prompt((1, 2), 3, False)) == 3
+    with pytest.raises(ValueError, match="without a class"):
+        label_of(Prompt((1, 2), None, False))
+    hospital = in_pieces(prepared, 6)
+    with pytest.raises(ValueError, match="without a class"):
+        hospital._losses([Prompt((1, 2), None, False)], 1)

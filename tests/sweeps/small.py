@@ -17,7 +17,7 @@ from fllm.sweeps.tasks import Done, Task
 
 SMALLEST: dict[str, Any] = {
     "num_cases": 40, "num_clients": 2, "num_rounds": 1, "local_steps": 1, "batch_size": 4, "threads": 1,
-    "max_tokens": 32,
+    "max_tokens": 32, "lora_baselines": [],
 }  # fmt: skip
 """Settings of a run that is trained in seconds; 8 test cases of 32 tokens."""
 

@@ -27,7 +27,8 @@ from fllm.evaluation import METRICS, Scores
 from fllm.federation.server_app import RoundFailed
 from fllm.model.adapters import read_adapter, set_adapter
 from fllm.model.base import load_model
-from fllm.preparation import device_of, evaluation_die, ideal_twin, load_bench, load_cases
+from fllm.cases import load_cases
+from fllm.preparation import HeldOut, device_of, evaluation_die, ideal_twin, load_bench
 from fllm.runs import RunResult
 from fllm.sweeps.bench import Held, Worker
 from fllm.sweeps.plan import with_settings
@@ -91,8 +92,9 @@ def load_alone(config: RunConfig, adapter: Path, dies: int = 1) -> dict[str, Any
     """Load everything for one point alone, as a run does, and score it."""
     torch.set_num_threads(1)
     device = device_of(config)
-    bench = load_bench(config, device)
-    test = bench.prompts(load_cases(config).test)
+    cases = load_cases(config)
+    bench = load_bench(config, cases.corpus.task, device)
+    test = HeldOut(bench.encode(cases.split.test).of(cases.split.test), [])
     set_adapter(bench.model, read_adapter(adapter))
     period = bench.loaded.placing.token_period_s
     chips = [evaluation_die(config, device, number) for number in range(dies)]
@@ -271,7 +273,7 @@ def test_failure_in_the_middle_of_a_pass_leaves_nothing_behind(
     worker = Worker()
     worker(task_of("as published", trained))
     with monkeypatch.context() as patch:
-        patch.setattr("fllm.evaluation.cross_entropy", lambda *_, **__: 1 / 0)
+        patch.setattr("fllm.evaluation.likelihood.cross_entropy", lambda *_, **__: 1 / 0)
         assert "ZeroDivisionError" in worker(task_of("two-step adaptation", trained)).rows[0]["reason"]
     with monkeypatch.context() as patch:
         patch.setattr("fllm.model.base.calibrate_readout", lambda *_, **__: 1 / 0)
@@ -301,7 +303,8 @@ def held(trained: RunResult) -> Iterator[Held]:
     """Return a model of its own, with prompts of different lengths: these tests put it on devices by hand."""
     torch.set_num_threads(1)
     made = Held.of(task_of("as published", trained))
-    made.test = [replace(prompt, tokens=prompt.tokens[: 32 - i**2 // 3]) for i, prompt in enumerate(made.test)]
+    cut = [replace(prompt, tokens=prompt.tokens[: 32 - i**2 // 3]) for i, prompt in enumerate(made.held_out.test)]
+    made.held_out = HeldOut(cut, [])
     yield made
 
 
@@ -310,7 +313,7 @@ def passed(held: Held, settings: dict[str, object]) -> tuple[DeviceModel, EventC
     device = device_of(config_of(**settings))
     emulate(held.bench.model, device, token_period=1e-5)
     with count_events() as counts, torch.no_grad():
-        for prompt in held.test:
+        for prompt in held.held_out.test:
             held.bench.model(input_ids=torch.tensor([prompt.tokens]), use_cache=False, logits_to_keep=1)
     return device, counts
 
@@ -325,7 +328,7 @@ def as_counted(counts: EventCounts) -> dict[str, Any]:
 def test_priced_events_are_those_of_the_passes(point: str, held: Held) -> None:
     device, counts = passed(held, POINTS[point])
     assert as_counted(held._counts(device, 1e-5)) == as_counted(counts)
-    assert counts.tokens == sum(len(prompt.tokens) for prompt in held.test)
+    assert counts.tokens == sum(len(prompt.tokens) for prompt in held.held_out.test)
     if point == "refresh":
         assert counts.events["attention.refresh_conversion"] > 0
 
@@ -336,11 +339,11 @@ def test_head_is_asked_once_per_case(held: Held) -> None:
     config: Any = held.bench.loaded.model.config
     once = held._counts(device, 1e-5)
     every = EventCounts()
-    for tokens, number in Counter(len(prompt.tokens) for prompt in held.test).items():
+    for tokens, number in Counter(len(prompt.tokens) for prompt in held.held_out.test).items():
         every.add(analytic_events(config.to_dict(), device, tokens=tokens, batch=number, token_period_s=1e-5,
                                   adapter_rank=8))  # fmt: skip
     extra = every.events["digital.mac"] - once.events["digital.mac"]
-    assert extra == (once.tokens - len(held.test)) * config.hidden_size * config.vocab_size
+    assert extra == (once.tokens - len(held.held_out.test)) * config.hidden_size * config.vocab_size
 
 
 def test_model_of_an_unknown_family_is_counted(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +389,7 @@ def ages(held: Held, **settings: object) -> tuple[float, float, float]:
 def test_signal_left_by_the_exponential_law(held: Held) -> None:
     device = {"device.retention.tau": "2 ms", "device.window.tokens": 256}
     oldest, left, window = ages(held, token_period="5 us", **device)
-    lengths = sorted(len(prompt.tokens) for prompt in held.test)
+    lengths = sorted(len(prompt.tokens) for prompt in held.held_out.test)
     assert lengths[0] < lengths[4] < lengths[-1]
     assert oldest == pytest.approx((lengths[len(lengths) // 2] - 1) * 5e-6, rel=1e-12)
     assert left == pytest.approx(math.exp(-oldest / 2e-3), rel=1e-12)

@@ -1,0 +1,157 @@
+"""What came of a round and of a run: scores on every device, events, energy, and the statistics of both."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from fllm.accounting import activity_of_texts, energy_of_token, layers_of, on_chip, stored_counts, training_of
+from fllm.energy import price_rows
+from fllm.evaluation import (
+    METRICS,
+    Scores,
+    bits_per_byte,
+    bootstrap_interval,
+    evaluation_facts,
+    generate_answers,
+    generation_facts,
+    over_dies,
+)
+from fllm.federation.client_app import counts_of
+from fllm.federation.server_app import Round
+from fllm.federation.task import label_of
+from fllm.memory import peak_memory_bytes
+from fllm.model.adapters import adapter_digest, get_adapter
+from fllm.preparation import Prepared
+from fllm.record import smallest_cell
+from hwsim import EventCounts, emulate, price
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on the ideal device and on each die of the emulated one."""
+
+    ideal: Scores
+    dies: list[Scores]
+
+
+def evaluate_everywhere(prepared: Prepared) -> Evaluation:
+    """Score the adapter on the ideal device and on every die of the emulated one."""
+    bench, held_out, period_s = prepared.bench, prepared.held_out, prepared.period_s
+    return Evaluation(
+        bench.score(held_out, prepared.ideal, None, period_s),
+        [bench.score(held_out, prepared.device, die, period_s) for die in prepared.dies],
+    )
+
+
+def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Round | None = None) -> dict[str, Any]:
+    """Describe a round; without an outcome, the model before the first one."""
+    counts = on_chip(counts_of(outcome.metrics) if outcome else EventCounts(), prepared)
+    cost = price(counts, prepared.device, token_period_s=prepared.period_s)
+    return {
+        "round": number,
+        "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
+        "clients": outcome.clients if outcome else 0,
+        "failures": list(outcome.failures) if outcome else [],
+        "uplink_bytes": 0,
+        "downlink_bytes": 0,
+        "tokens": counts.tokens,
+        "counts": dict(sorted(counts.events.items())),
+        "counts_by_layer": layers_of(counts),
+        "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
+        "energy_per_token_j": cost.energy_per_token_j,
+        "latency_per_token_s": cost.latency_per_token_s,
+        "ideal": {key: getattr(scores.ideal, key) for key in METRICS},
+        "hardware": {key: _spread([getattr(die, key) for die in scores.dies]) for key in METRICS},
+        "adapter_sha256": adapter_digest(get_adapter(prepared.model)),
+    }
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    """Return the mean over dies and their standard deviation, 0 for a single one; null for what no die has."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else 0.0,
+        "dies": len(values),
+    }
+
+
+def final_facts(prepared: Prepared, scores: Evaluation, seconds: float) -> dict[str, Any]:
+    """Describe the last model: its scores with their statistics, its energy by part, and what training took."""
+    record, last = prepared.record, prepared.record["rounds"][-1]
+    hardware = over_dies(scores.dies)
+    tokens, parts = last["tokens"], last["energy_j"]["parts"]
+    counts, device = stored_counts([last], prepared), prepared.device
+    return {
+        "accuracy_ideal": scores.ideal.accuracy,
+        "accuracy_hardware": hardware.accuracy,
+        "gap_closed": _gap_closed(record["baselines"], hardware.accuracy),
+        "accuracy_interval_95": {
+            name: list(bootstrap_interval(score.correct, seed=prepared.config.seed))
+            for name, score in (("ideal", scores.ideal), ("hardware", hardware))
+        },
+        "evaluation": _evaluation_of(prepared, scores),
+        "energy_per_token_j": last["energy_per_token_j"],
+        "energy_per_token_parts_j": {part: energy / tokens for part, energy in parts.items()} if tokens else {},
+        "latency_per_token_s": last["latency_per_token_s"],
+        "counts": last["counts"],
+        "prices": price_rows(counts, device, prepared.period_s) if tokens else [],
+        "energy": energy_of_token(counts, prepared) if tokens else None,
+        "activity": activity_of_texts(counts, prepared) if tokens else None,
+        "training": training_of(record["rounds"], prepared),
+        "adapter_sha256": last["adapter_sha256"],
+        "wall_seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _gap_closed(baselines: dict[str, Any], accuracy: float) -> float | None:
+    """Return how much of the way from the majority to the pooled linear baseline a model has come."""
+    if "majority" not in baselines or "tfidf_logreg" not in baselines:
+        return None
+    low, high = (baselines[name]["accuracy"] for name in ("majority", "tfidf_logreg"))
+    return (accuracy - low) / (high - low) if high > low else None
+
+
+def _evaluation_of(prepared: Prepared, scores: Evaluation) -> dict[str, Any]:
+    """Describe the last model's scores with their statistics."""
+    config, corpus = prepared.config, prepared.cases.corpus
+    facts = evaluation_facts(
+        scores.ideal, scores.dies, corpus.task.classes, prepared.client_of_test,
+        [client.name for client in prepared.cases.clients], seed=config.seed, smallest_cell=smallest_cell(corpus),
+    )  # fmt: skip
+    if corpus.task.kind == "language":
+        texts = [text for example in prepared.cases.split.test for _, text in example.sections]
+        size = sum(len(text.encode()) for text in texts)
+        for name, found in (("ideal", [scores.ideal]), ("hardware", scores.dies)):
+            bits = statistics.fmean(bits_per_byte(die.losses, size) for die in found if die.losses is not None)
+            facts[name]["bits_per_byte"] = {"value": bits, "interval_95": None}
+    temperatures = None
+    if config.calibration == "temperature":
+        hardware = statistics.fmean(die.temperature for die in scores.dies)
+        temperatures = {"ideal": scores.ideal.temperature, "hardware": hardware}
+    return facts | {
+        "calibration": {"kind": config.calibration, "temperature": temperatures},
+        "generation": _generated(prepared) if config.generation else None,
+    }
+
+
+def _generated(prepared: Prepared) -> dict[str, Any]:
+    """Let the model write its answers, on the ideal device and on the first die, and score them."""
+    config, task, model = prepared.config, prepared.cases.corpus.task, prepared.model
+    test = prepared.held_out.test
+    found = {}
+    for name, device, die in (("ideal", prepared.ideal, None), ("hardware", prepared.device, prepared.dies[0])):
+        emulate(model, device, die_seed=die, token_period=prepared.period_s)
+        texts = generate_answers(
+            model, prepared.bench.loaded.tokenizer, test, 4 * config.batch_size, prepared.bench.pad_id,
+            noise_seed=config.seed,
+        )  # fmt: skip
+        truth = [label_of(prompt) for prompt in test]
+        least = smallest_cell(prepared.cases.corpus)
+        found[name] = generation_facts(
+            texts, truth, task.classes, seed=config.seed, kind=task.kind, smallest_cell=least
+        )  # fmt: skip
+    return found

@@ -1,0 +1,71 @@
+"""What a run says on the terminal when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from device_models import format_quantity
+
+
+def summary(result: Mapping[str, Any], folder: Path) -> str:
+    """Say what a person wants to know of a finished run; everything else is in its report."""
+    final, base = result["final"], result["baselines"]
+    lines = ["data      SYNTHETIC: fabricated patients, no clinical meaning"] if result["data"]["synthetic"] else []
+    lines += _accuracy_lines(final, base, result)
+    if final["energy_per_token_j"] is not None:
+        ends = final["energy"]["energy_per_token_j"]
+        lines.append(
+            f"energy    {format_quantity(final['energy_per_token_j'], 'J')} per token (modelled, forward pass;"
+            f" 95 % interval {format_quantity(ends['lower_95'], 'J')} to {format_quantity(ends['upper_95'], 'J')})"
+        )
+        lines += [
+            f"          {format_quantity(energy, 'J'):>9}  {part}"
+            for part, energy in final["energy_per_token_parts_j"].items()
+            if energy
+        ]
+        lines += [f"          {sentence}" for sentence in final["energy"]["dominates"]]
+        lines += [f"          {note}" for note in final["energy"]["price_notes"]]
+        lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
+        spent = (f"{format_quantity(e['nominal'], 'J')} {place}" for place, e in final["training"]["lines_j"].items())
+        lines.append(f"training  {', '.join(spent)} (three places, not one system)")
+    lines += [f"warning   {warning}" for warning in result.get("warnings", ())]
+    memory = final["peak_memory_bytes"]
+    lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))
+    lines.append(f"report    {folder / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _accuracy_lines(final: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """Say how accurate the model is on both devices, and what it stands against."""
+    low, high = final["accuracy_interval_95"]["hardware"]
+    word = "accuracy of the next token" if result["task"]["kind"] == "language" else "accuracy"
+    lines = [
+        f"{word:<9} {final['accuracy_hardware']:.1%} on the device (95 % interval {low:.1%} to {high:.1%}),"
+        f" {final['accuracy_ideal']:.1%} on the ideal device"
+    ]
+    hardware, ideal = (final["evaluation"][device].get("macro_f1") for device in ("hardware", "ideal"))
+    if hardware is not None:
+        ends = hardware["interval_95"]
+        lines.append(
+            f"macro-F1  {hardware['value']:.3f} on the device ({ends[0]:.3f} to {ends[1]:.3f}),"
+            f" {ideal['value']:.3f} on the ideal device"
+        )
+    lines += [
+        f"{'against' if number == 0 else '':<9} {scores['accuracy']:>6.1%}  {scores['name']}"
+        for number, scores in enumerate(base.values())
+        if scores["accuracy"] is not None
+    ]
+    if final["gap_closed"] is not None:
+        lines.append(f"          {final['gap_closed']:.0%} of the way from the majority to the pooled linear baseline")
+    worst = final["evaluation"]["hardware"].get("worst_client")
+    if worst is not None:
+        lines.append(f"client    {worst['accuracy']:.1%} at {worst['name']}, the one with the lowest accuracy")
+    written = final["evaluation"]["generation"]
+    if written is not None:
+        lines.append(
+            f"written   {written['hardware']['accuracy']:.1%} right by the published rules,"
+            f" {written['hardware']['unparsable']:.1%} name no class"
+        )
+    return lines
