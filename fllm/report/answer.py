@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fllm.report.formatting import engineering, interval, percent, plural
+from fllm.report import task
+from fllm.report.data_facts import truncation_sentence
+from fllm.report.formatting import engineering, percent, plural
 from fllm.results import value_at
 
 BASELINES = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logistic regression"}
+"""Baselines that results had before they named them."""
 
 _SYNTHETIC_LIMIT = (
     "The data are synthetic: the patients are fabricated and easier or harder than real ones in unknown ways. "
@@ -64,8 +67,8 @@ def answer(result: Mapping[str, Any]) -> Answer:
         last=last,
         accuracy_ideal=_first(final.get("accuracy_ideal"), value_at(last, "ideal", "accuracy")),
         accuracy_hardware=_first(final.get("accuracy_hardware"), value_at(last, "hardware", "accuracy", "mean")),
-        interval_ideal=value_at(final, "accuracy_interval_95", "ideal"),
-        interval_hardware=value_at(final, "accuracy_interval_95", "hardware"),
+        interval_ideal=_interval(final, "ideal"),
+        interval_hardware=_interval(final, "hardware"),
         energy_per_token_j=_first(final.get("energy_per_token_j"), last_priced.get("energy_per_token_j")),
         parts_j=_parts(final, last_priced),
         latency_per_token_s=_first(final.get("latency_per_token_s"), last_priced.get("latency_per_token_s")),
@@ -81,7 +84,7 @@ def question(result: Mapping[str, Any]) -> str:
     """Ask the run's question in one sentence."""
     clients = value_at(result, "config", "num_clients") or len(result["data"].get("clients") or [])
     return (
-        f"After federated LoRA fine-tuning across {plural(int(clients), 'client')}, how accurate is the model on this "
+        f"After federated LoRA fine-tuning across {plural(int(clients), 'client')}, {task.question(result)} on this "
         "emulated hardware compared with an ideal device, and what does one token cost in energy and time?"
     )
 
@@ -102,17 +105,6 @@ def status_note(result: Mapping[str, Any]) -> str | None:
     return f"This run {state}: {found.rounds_done}{planned} rounds are finished. {shown}"
 
 
-def findings(result: Mapping[str, Any]) -> list[str]:
-    """Compare hardware with the ideal device and with each baseline, one sentence each."""
-    found = answer(result)
-    sentences = [_against_ideal(found)] if found.accuracy_ideal is not None else []
-    for key, name in BASELINES.items():
-        accuracy = value_at(result, "baselines", key, "accuracy")
-        if accuracy is not None and found.accuracy_hardware is not None:
-            sentences.append(_against(f"{_in_sentence(name)} ({percent(accuracy)})", accuracy, found.interval_hardware))
-    return [sentence for sentence in sentences if sentence]
-
-
 def certainty(result: Mapping[str, Any]) -> list[str]:
     """Say what the intervals cover and on what kind of numbers the energy rests."""
     cases = result["data"].get("num_test")
@@ -120,8 +112,10 @@ def certainty(result: Mapping[str, Any]) -> list[str]:
     if cases:
         covers = "the 95 % intervals stand for that finite number, not for other seeds, other splits or other chips."
         covers = covers if answer(result).interval_hardware else "no interval has been computed yet."
-        lines.append(f"Accuracy is counted on {plural(cases, 'test case')}; {covers}")
+        name, noun = task.accuracy_name(result), f"test {task.case_noun(result)}"
+        lines.append(f"{name} is counted on {plural(cases, noun)}; {covers}")
     lines.append(_dies_line(answer(result)))
+    lines += [*(result["data"].get("warnings") or []), truncation_sentence(result)]
     shares = energy_by_kind(result)
     if shares:
         parts = ", ".join(f"{percent(share, 0)} {kind}" for kind, share in shares.items())
@@ -132,6 +126,7 @@ def certainty(result: Mapping[str, Any]) -> list[str]:
 def limits(result: Mapping[str, Any]) -> list[str]:
     """List what a reader must not conclude from this run."""
     lines = [_SYNTHETIC_LIMIT] if result["data"].get("synthetic") else []
+    lines += [str(warning) for warning in result["data"].get("warnings") or []]
     lines.append(
         "Energy and latency are modelled: counted events times prices. No chip was measured. Parts without a price, "
         "and everything under “What is not modelled”, are missing from the totals."
@@ -143,9 +138,8 @@ def limits(result: Mapping[str, Any]) -> list[str]:
     lines += [f"Configured, but without effect in this run: {text}." for text in result.get("warnings") or []]
     notes = value_at(result, "final", "energy", "price_notes") or []
     lines += [f"{note[0].upper()}{note[1:]}." for note in notes]
-    truncated = result["data"].get("truncated_prompts")
-    if truncated:
-        lines.append(f"{plural(truncated, 'prompt')} did not fit the model's window and lost part of the text.")
+    if cut := truncation_sentence(result):
+        lines.append(cut)
     entries = device_entries(result)
     assumed = sum(entry.get("kind") == "assumed" for entry in entries.values())
     if assumed:
@@ -174,6 +168,12 @@ def energy_by_kind(result: Mapping[str, Any]) -> dict[str, float]:
     return {kind: energy[kind] / total for kind in ranked} if total > 0 else {}
 
 
+def _interval(final: Mapping[str, Any], device: str) -> list[float] | None:
+    """95 % interval of an accuracy: that of the evaluation, or that of a result without one."""
+    found: list[float] | None = value_at(final, "evaluation", device, "accuracy", "interval_95")
+    return found or value_at(final, "accuracy_interval_95", device)
+
+
 def _first(*values: float | None) -> float | None:
     """Return the first value that is known."""
     return next((value for value in values if value is not None), None)
@@ -191,42 +191,6 @@ def _parts(final: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]
         parts = {name: joule / row["tokens"] for name, joule in (value_at(row, "energy_j", "parts") or {}).items()}
     parts = parts or {}
     return {name: parts[name] for name in sorted(parts, key=lambda part: (-parts[part], part))}
-
-
-def _against_ideal(found: Answer) -> str:
-    """Compare hardware with the ideal device."""
-    if found.accuracy_hardware is None or found.accuracy_ideal is None:
-        return ""
-    points = 100 * (found.accuracy_hardware - found.accuracy_ideal)
-    change = "the same accuracy as" if abs(points) < 0.05 else f"{abs(points):.1f} points {_side(points)}"
-    sentence = f"Emulated hardware: {change} the ideal device"
-    if not found.interval_ideal or not found.interval_hardware:
-        return f"{sentence}."
-    low, high = found.interval_hardware
-    apart = high < found.interval_ideal[0] or low > found.interval_ideal[1]
-    overlap = "do not overlap" if apart else "overlap, so they alone establish no difference"
-    return f"{sentence}; their 95 % intervals {overlap}."
-
-
-def _side(points: float) -> str:
-    """Word for the sign of a difference."""
-    return "below" if points < 0 else "above"
-
-
-def _against(name: str, accuracy: float, bounds: list[float] | None) -> str:
-    """Place a baseline against the 95 % interval on hardware."""
-    if not bounds:
-        return ""
-    if bounds[0] > accuracy:
-        return f"Against {name}: clearly above; the whole interval on hardware ({interval(bounds)}) lies higher."
-    if bounds[1] < accuracy:
-        return f"Against {name}: clearly below; the whole interval on hardware ({interval(bounds)}) lies lower."
-    return f"Against {name}: not told apart; it lies inside the interval on hardware ({interval(bounds)})."
-
-
-def _in_sentence(name: str) -> str:
-    """Write a baseline's name inside a sentence."""
-    return f"the {name[0].lower()}{name[1:]}" if name[1].islower() else name
 
 
 def _dies_line(found: Answer) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fllm.report import answer as facts
-from fllm.report import energy_facts, energy_tables, tables
-from fllm.report.formatting import NOTHING, count, engineering, percent, significant
+from fllm.report import data_tables, energy_facts, energy_tables, evaluation_facts, evaluation_tables, tables
+from fllm.report.data_facts import data_lines
+from fllm.report.findings import findings
+from fllm.report.formatting import engineering, percent, significant
 from fllm.results import value_at
 
 INTRODUCTIONS = {
@@ -46,7 +48,7 @@ def contents(result: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy": tables.accuracy_table(result),
         "cards": _cards(result),
         "comparison": energy_tables.comparison_table(result),
-        "findings": facts.findings(result) + energy_facts.meanings(result),
+        "findings": findings(result) + energy_facts.meanings(result),
         "certainty": facts.certainty(result) + energy_facts.certainty(result),
         "rounds": tables.rounds_table(result),
         "prices": energy_tables.prices_table(result),
@@ -57,8 +59,17 @@ def contents(result: Mapping[str, Any]) -> dict[str, Any]:
         "training_rounds": energy_tables.training_rounds_table(result),
         "training_lines": energy_facts.training_lines(result),
         "network": tables.network_table(result),
-        "clients": tables.clients_table(result),
-        "data_lines": _data_lines(result),
+        "evaluation": _evaluation(result),
+        "metrics": evaluation_tables.metrics_table(result),
+        "recall": evaluation_tables.recall_table(result),
+        "confusion": evaluation_tables.confusion_table(result),
+        "client_scores": evaluation_tables.client_scores_table(result),
+        "mcnemar": evaluation_tables.mcnemar_table(result),
+        "generation": evaluation_tables.generation_table(result),
+        "clients": data_tables.clients_table(result),
+        "truncation": data_tables.truncation_table(result),
+        "data_lines": data_lines(result),
+        "data_warnings": result["data"].get("warnings") or [],
         "device_title": facts.device_title(result),
         "device": tables.device_table(result),
         "not_modelled": result.get("not_modelled") or [],
@@ -67,6 +78,17 @@ def contents(result: Mapping[str, Any]) -> dict[str, Any]:
         "command": result.get("command"),
         "limits": facts.limits(result),
         "sources": tables.source_list(result),
+    }
+
+
+def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Sentences of the section on the final evaluation."""
+    return {
+        "introduction": evaluation_facts.introduction(result),
+        "lines": evaluation_facts.evaluation_lines(result),
+        "mcnemar": evaluation_facts.mcnemar_line(result),
+        "generation": evaluation_facts.generation_line(result),
+        "sources": evaluation_facts.source_lines(result),
     }
 
 
@@ -90,25 +112,6 @@ def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
         ("Energy per token", engineering(found.energy_per_token_j, "J"), energy),
         ("Latency per token", engineering(found.latency_per_token_s, "s"), latency),
     ]
-
-
-def _data_lines(result: Mapping[str, Any]) -> list[str]:
-    """Describe the data in a few lines."""
-    data = result["data"]
-    prompt = data.get("tokens_per_prompt") or {}
-    lines = [
-        f"{count(data.get('num_cases'))} cases, {count(data.get('num_train'))} for training and "
-        f"{count(data.get('num_test'))} for the test; source: {data.get('source') or 'not named'}."
-    ]
-    if data.get("fields"):
-        lines.append(f"Fields in the prompt: {', '.join(data['fields'])}.")
-    if prompt:
-        sizes = [f"{name} {significant(prompt.get(key))}" for key, name in _PROMPT_SIZES.items()]
-        lines.append(f"Tokens per prompt: {', '.join(sizes)}. Truncated: {data.get('truncated_prompts', NOTHING)}.")
-    return lines
-
-
-_PROMPT_SIZES = {"median": "median", "p95": "95th percentile", "max": "longest"}
 
 
 def _environment(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from typing import Any
 
 from device_models.quantities import parse_quantity
 from fllm.report.answer import device_entries
+from fllm.report.data_tables import clients_of
 from fllm.report.energy_facts import in_lines, parts_of
+from fllm.report.evaluation_downloads import evaluation_files
+from fllm.report.task import classes_of
 from fllm.results import rounds_csv, value_at
 
 Cell = str | float | int | None
@@ -45,9 +48,10 @@ def run_downloads(result: Mapping[str, Any]) -> dict[str, list[Download]]:
     """Files of a run by the section of the page that offers them; tables without a row are left out."""
     prices = value_at(result, "final", "prices")
     return {
+        "evaluation": [csv_file(*file) for file in evaluation_files(result)],
         "rounds": [Download("rounds.csv", rounds_csv(result).encode())] if result["rounds"] else [],
         "energy": ([_energy(result)] if parts_of(result) else []) + ([_prices(prices)] if prices else []),
-        "clients": [_clients(result)] if result["data"].get("clients") else [],
+        "clients": [_clients(result)] if clients_of(result) else [],
         "device": [_device(result)] if device_entries(result) else [],
     }
 
@@ -71,19 +75,19 @@ def _prices(prices: Iterable[Mapping[str, Any]]) -> Download:
 
 
 def _clients(result: Mapping[str, Any]) -> Download:
-    """Training cases of each client by label."""
-    clients = result["data"]["clients"]
-    labels = sorted({label for client in clients for label in client.get("label_counts") or {}})
-    columns = ("client", "name", "num_train", *(f"num_train_{label}" for label in labels))
-    rows = [
-        (
-            client.get("client"),
-            client.get("name"),
-            client.get("num_train"),
-            *((client.get("label_counts") or {}).get(label, 0) for label in labels),
-        )
-        for client in clients
-    ]
+    """Cases of each client by class, those for training and those of the test; a hidden count is an empty cell."""
+    classes = classes_of(result)
+    splits = {"train": "label_counts", "test": "test_label_counts"}
+    columns: tuple[str, ...] = ("client", "name")
+    for split in splits:
+        columns += (f"num_{split}", *(f"num_{split}_{label}" for label in classes))
+    rows = []
+    for client in clients_of(result):
+        cells = [client.get("client"), client.get("name")]
+        for split, key in splits.items():
+            counts = client.get(key)
+            cells += [client.get(f"num_{split}"), *(counts.get(label, 0) if counts else None for label in classes)]
+        rows.append(cells)
     return csv_file("clients.csv", columns, rows)
 
 

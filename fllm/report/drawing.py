@@ -15,6 +15,7 @@ from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -122,6 +123,26 @@ def name_rows(axes: Axes, names: Sequence[str], places: Sequence[float] | None =
 def shorten(text: str, most: int = 34) -> str:
     """Cut a text that would leave no room for the figure."""
     return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def shorten_middle(text: str, most: int) -> str:
+    """Cut the middle out of a text: names of one kind often differ at their end."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end].rstrip()}\N{HORIZONTAL ELLIPSIS}{text[-end:].lstrip()}"
+
+
+def ink_on(color: tuple[float, ...] | str) -> str:
+    """Return black or white, whichever is readable on a colour, by its relative luminance (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#FFFFFF" if luminance < 0.179 else "#000000"
+
+
+def percent_tick(value: float, _: float) -> str:
+    """Write a fraction on an axis in percent: 75, 77.5."""
+    return f"{round(100 * value, 6):g}"
 
 
 def beside(axes: Axes, row: float, text: str, points: float, **look: Any) -> None:

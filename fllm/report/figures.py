@@ -1,4 +1,7 @@
-"""The figures of learning and communication, and the list of all figures of a report."""
+"""The figures of learning and communication, and the list of all figures of a report.
+
+Figures of the evaluation and the data are drawn where the result has their numbers; all others are drawn always.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fllm.report.answer import BASELINES
+from fllm.report.data_figure import draw_label_mix
 from fllm.report.drawing import (
     BLUE,
     CARD,
     GREEN,
     GREY,
+    INK,
     ORANGE,
     PURPLE,
     SIZE,
@@ -24,28 +28,47 @@ from fllm.report.drawing import (
     Picture,
     note,
     nothing,
+    percent_tick,
     picture,
+    shorten,
 )
 from fllm.report.energy_facts import baselines_of, energy_of, parts_of, training_of
 from fllm.report.energy_figures import draw_baselines, draw_parts, draw_timeline, draw_tornado
+from fllm.report.evaluation_facts import evaluation_of
+from fllm.report.evaluation_figures import draw_confusion, draw_reliability
 from fllm.report.formatting import engineering, percent, prefix, prefix_exponent, significant
 from fllm.report.interval_figures import draw_training
+from fllm.report.standing import baseline
+from fllm.report.standing_figure import draw_standing
+from fllm.report.task import accuracy_name, case_noun
 from fllm.results import value_at
 
 IDEAL, HARDWARE, LOSS = BLUE, VERMILION, GREEN
-_BASELINE_STYLE = {"majority": (GREY, ":"), "tfidf_logreg": (PURPLE, "--")}
+_LINES = {
+    "lora_centralised": (INK, "-."),
+    "lora_local": (ORANGE, (0, (6, 2, 1, 2, 1, 2))),
+    "tfidf_logreg": (PURPLE, "--"),
+    "majority": (GREY, ":"),
+}
+"""Baselines that are lines in the figure of rounds: more would bury the model's own."""
 
 
 def draw_all(result: Mapping[str, Any]) -> list[Picture]:
     """Draw every figure of a report, in page order."""
-    return [picture(name, partial(draw, result)) for name, draw in _FIGURES.items()]
+    return [picture(name, partial(_FIGURES[name], result)) for name in figure_names(result)]
+
+
+def figure_names(result: Mapping[str, Any]) -> list[str]:
+    """Return the names of the figures of a result, in page order."""
+    return [name for name in _FIGURES if name not in _NEEDS or _NEEDS[name](result)]
 
 
 def draw_rounds(result: Mapping[str, Any]) -> Drawn:
     """Draw accuracy per round, ideal and on hardware, with the baselines as horizontal lines."""
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
-    caption = "Accuracy on the test cases after each round; round 0 is the model before fine-tuning."
+    name, noun = accuracy_name(result), f"test {case_noun(result)}s"
+    caption = f"{name} on the {noun} after each round; round 0 is the model before fine-tuning."
     rounds, ideal = _series(result, "ideal", "accuracy")
     rounds_hw, hardware = _series(result, "hardware", "accuracy", "mean")
     if not rounds and not rounds_hw:
@@ -53,16 +76,16 @@ def draw_rounds(result: Mapping[str, Any]) -> Drawn:
     handles: list[Any] = axes.plot(rounds, ideal, "o-", label="Ideal device", **_solid(IDEAL, rounds))
     bars: dict[str, Any] = {"fmt": "s--", "capsize": 3, "errorevery": _every(rounds_hw)}
     handles.append(axes.errorbar(rounds_hw, hardware, _deviations(result), **bars, **_dashed(rounds_hw)))
-    for key, name in BASELINES.items():
-        accuracy = value_at(result, "baselines", key, "accuracy")
-        if accuracy is not None:
-            color, dashes = _BASELINE_STYLE[key]
+    for key, (color, dashes) in _LINES.items():
+        other = baseline(result, key)
+        accuracy = other["accuracy"].value if other else None
+        if other is not None and accuracy is not None:
             line = axes.axhline(accuracy, color=color, linestyle=dashes, linewidth=1.8, zorder=1.5)
-            line.set_label(f"{name}, {percent(accuracy)}")
+            line.set_label(f"{shorten(other.name)}, {percent(accuracy)}")
             handles.append(line)
     _round_axis(axes)
-    axes.set_ylabel("Accuracy on test cases [%]")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    axes.set_ylabel(f"{name} on {noun} [%]")
+    axes.yaxis.set_major_formatter(percent_tick)
     axes.margins(y=0.12)
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return Drawn(figure, caption + _bars_note(result), _alt_accuracy(rounds, ideal, hardware))
@@ -72,13 +95,16 @@ def draw_loss(result: Mapping[str, Any]) -> Drawn:
     """Draw training loss and perplexity beside each other."""
     figure = Figure(figsize=SIZE)
     left, right = figure.subplots(1, 2)
-    caption = "Left: training loss, mean over clients. Right: perplexity on the test cases; lower is better in both."
+    caption = (
+        f"Left: training loss, mean over clients. Right: perplexity on the test {case_noun(result)}s; lower is better "
+        "in both."
+    )
     rounds, loss = _series(result, "train_loss")
     left.set_title("Training loss", loc="left")
     left.set_ylabel("Cross-entropy [nat per token]")
     _line_or_note(left, rounds, loss, LOSS, "D-", "Training loss")
     right.set_title("Perplexity", loc="left")
-    right.set_ylabel("Perplexity on test cases")
+    right.set_ylabel(f"Perplexity on test {case_noun(result)}s")
     rounds, ideal = _series(result, "ideal", "perplexity")
     rounds_hw, hardware = _series(result, "hardware", "perplexity", "mean")
     _line_or_note(right, rounds, ideal, IDEAL, "o-", "Ideal device")
@@ -139,6 +165,10 @@ def draw_result_tornado(result: Mapping[str, Any]) -> Drawn:
 
 
 _FIGURES: dict[str, Callable[[Mapping[str, Any]], Drawn]] = {
+    "standing": draw_standing,
+    "confusion_ideal": partial(draw_confusion, device="ideal"),
+    "confusion_hardware": partial(draw_confusion, device="hardware"),
+    "reliability": draw_reliability,
     "rounds": draw_rounds,
     "loss": draw_loss,
     "communication": draw_communication,
@@ -147,6 +177,14 @@ _FIGURES: dict[str, Callable[[Mapping[str, Any]], Drawn]] = {
     "baselines": draw_result_baselines,
     "timeline": lambda result: draw_timeline(energy_of(result).get("timeline")),
     "training": lambda result: draw_training(training_of(result)),
+    "label_mix": draw_label_mix,
+}
+_NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "standing": lambda result: bool(result.get("baselines")),
+    "confusion_ideal": lambda result: bool(value_at(evaluation_of(result), "ideal", "confusion")),
+    "confusion_hardware": lambda result: bool(value_at(evaluation_of(result), "hardware", "confusion")),
+    "reliability": lambda result: bool(value_at(evaluation_of(result), "ideal", "reliability")),
+    "label_mix": lambda result: any(client.get("label_counts") for client in result["data"].get("clients") or []),
 }
 
 

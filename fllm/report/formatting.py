@@ -6,6 +6,7 @@ A no-break space stands between number and unit. What is written still knows the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 NOTHING = "–"  # noqa: RUF001 - an en dash is what a table shows for "no value"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -28,7 +29,14 @@ class Quantity(str):
     exact: str
 
     def __new__(
-        cls, text: str, value: float, unit: str = "", *, std: float | None = None, to: float | None = None
+        cls,
+        text: str,
+        value: float,
+        unit: str = "",
+        *,
+        std: float | None = None,
+        to: float | None = None,
+        within: Sequence[float] | None = None,
     ) -> Quantity:
         """Attach numbers to a text.
 
@@ -38,12 +46,15 @@ class Quantity(str):
             unit: Unit of the number.
             std: Standard deviation that the text shows too.
             to: Upper end of the interval that begins with the number.
+            within: Ends of the interval around the number.
         """
         self = super().__new__(cls, text)
         self.value = value
         numbers = _full(value) + (
             f" ± {_full(std)}" if std is not None else f" to {_full(to)}" if to is not None else ""
         )
+        if within:
+            numbers += f" ({_full(within[0])} to {_full(within[1])})"
         self.exact = f"{numbers} {unit}".rstrip()
         return self
 
@@ -102,11 +113,88 @@ def share(part: float, total: float, digits: int = 1) -> str:
     return percent(part / total, digits)
 
 
-def interval(bounds: list[float] | None) -> str:
+def interval(bounds: Sequence[float] | None) -> str:
     """Write a pair of fractions as "66.0 to 76.2 %"."""
     if not bounds or len(bounds) != 2:
         return NOTHING
     return Quantity(f"{100 * bounds[0]:.1f} to {percent(bounds[1])}", bounds[0], to=bounds[1])
+
+
+def score(value: float | None) -> str:
+    """Write a score such as macro-F1: three decimals below one, three digits from there on."""
+    if value is None or not math.isfinite(value) or abs(value) >= 1:
+        return significant(value)
+    return Quantity(f"{value:.3f}", value)
+
+
+def between(bounds: Sequence[float] | None) -> str:
+    """Write a pair of plain numbers as "0.521 to 0.651"."""
+    if not bounds or len(bounds) != 2:
+        return NOTHING
+    return Quantity(f"{score(bounds[0])} to {score(bounds[1])}", bounds[0], to=bounds[1])
+
+
+def estimate(value: float | None, bounds: Sequence[float] | None, *, fraction: bool = True) -> str:
+    """Write a number with its interval, each unbroken in itself: "74.2 % (65.8 to 81.7)", "0.586 (0.520 to 0.651)".
+
+    Args:
+        value: The number; a fraction is shown in percent.
+        bounds: Ends of its interval, or None.
+        fraction: Whether the number is shown in percent.
+    """
+    shown = percent(value) if fraction else score(value)
+    if value is None or not bounds or len(bounds) != 2:
+        return shown
+    ends = [f"{100 * end:.1f}" if fraction else str(score(end)) for end in bounds]
+    inside = f"({ends[0]} to {ends[1]})".replace(" ", _SPACE)
+    return Quantity(f"{shown} {inside}", value, within=bounds)
+
+
+def points(difference: float | None) -> str:
+    """Write a difference of two fractions in points: +1.2, \N{MINUS SIGN}0.4."""
+    return _signed(difference, 100, 1)
+
+
+def points_between(bounds: Sequence[float] | None) -> str:
+    """Write an interval of such a difference: "\N{MINUS SIGN}0.4 to +1.2"."""
+    if not bounds or len(bounds) != 2:
+        return NOTHING
+    return Quantity(f"{points(bounds[0])} to {points(bounds[1])}", bounds[0], to=bounds[1])
+
+
+def change(difference: float | None) -> str:
+    """Write a difference of two plain numbers with its sign: +0.012, \N{MINUS SIGN}0.004."""
+    return _signed(difference, 1, 3)
+
+
+def change_between(bounds: Sequence[float] | None) -> str:
+    """Write an interval of such a difference."""
+    if not bounds or len(bounds) != 2:
+        return NOTHING
+    return Quantity(f"{change(bounds[0])} to {change(bounds[1])}", bounds[0], to=bounds[1])
+
+
+def p_value(p: float | None) -> str:
+    """Write the p-value of a test: 0.62, 0.041, "< 0.001"."""
+    if p is None or not math.isfinite(p):
+        return NOTHING
+    if p < 0.001:
+        return Quantity(f"<{_SPACE}0.001", p)
+    return Quantity(f"{p:.2f}" if p >= 0.1 else f"{p:.3f}", p)
+
+
+def shown_count(value: float | None, smallest: int | None) -> str:
+    """Write a count of cases, or that it is hidden.
+
+    Args:
+        value: The count; None where it is hidden, itself small or next to a small one that it would tell.
+        smallest: Smallest count of real cases that is told; None where nothing is hidden.
+    """
+    if smallest and value is None:
+        return "hidden"
+    if smallest and value is not None and 0 < value < smallest:
+        return f"<{_SPACE}{smallest}"
+    return count(value)
 
 
 def spread(mean: float | None, std: float | None, dies: int | None, *, fraction: bool = True) -> str:
@@ -145,6 +233,13 @@ def _rounded(ratio: float) -> str:
         digits, _, exponent = f"{ratio:.2e}".partition("e")
         return f"{digits}\N{MIDDLE DOT}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
     return f"{float(f'{ratio:.3g}'):,.0f}" if ratio >= 1000 else significant(ratio)
+
+
+def _signed(difference: float | None, scale: float, digits: int) -> str:
+    """Write a difference with its sign."""
+    if difference is None or not math.isfinite(difference):
+        return NOTHING
+    return Quantity(f"{scale * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}"), difference)
 
 
 def plural(number: int, noun: str) -> str:

@@ -14,8 +14,20 @@ from typing import Any
 from markupsafe import Markup
 
 from device_models.provenance import KINDS
-from fllm.report.answer import BASELINES, answer, device_entries
-from fllm.report.formatting import NOTHING, count, engineering, interval, percent, significant, spread
+from fllm.report.answer import device_entries
+from fllm.report.formatting import (
+    NOTHING,
+    between,
+    count,
+    engineering,
+    estimate,
+    interval,
+    percent,
+    significant,
+    spread,
+)
+from fllm.report.standing import Standing, own_standings, shown_baselines
+from fllm.report.task import LANGUAGE, accuracy_name, case_noun, kind_of
 from fllm.results import value_at
 
 _DOI = re.compile(r"(?:https?://(?:dx\.)?doi\.org/|doi:\s*)?(10\.\d{4,9}/[^\s\"<>,;]+)", re.IGNORECASE)
@@ -56,37 +68,30 @@ class Table:
 
 
 def accuracy_table(result: Mapping[str, Any]) -> Table:
-    """Accuracy and macro-F1 of the model on both devices, beside the baselines."""
-    found = answer(result)
-    rows: list[Row] = [
-        (
-            "This model, ideal device",
-            percent(found.accuracy_ideal),
-            interval(found.interval_ideal),
-            significant(value_at(found.last, "ideal", "macro_f1")),
-        ),
-        (
-            "This model, emulated hardware",
-            percent(found.accuracy_hardware),
-            interval(found.interval_hardware),
-            significant(value_at(found.last, "hardware", "macro_f1", "mean")),
-        ),
-    ]
-    for key, name in BASELINES.items():
-        scores = value_at(result, "baselines", key) or {}
-        rows.append(
-            (f"{name} (baseline)", percent(scores.get("accuracy")), NOTHING, significant(scores.get("macro_f1")))
-        )
-    columns = ("", "Accuracy", "95 % interval", "Macro-F1")
-    return Table("Accuracy on the test cases", columns, [Group(rows)], frozenset({1, 2, 3}))
+    """Accuracy and macro-F1 with their intervals: the model on both devices, then the baselines, nearest first."""
+    language = kind_of(result) == LANGUAGE
+    second, heading = ("perplexity", "Perplexity") if language else ("macro_f1", "Macro-F1")
+    own = [_standing_row(standing, second) for standing in own_standings(result)]
+    others: list[Row] = []
+    for standing in shown_baselines(result):
+        others.append(_standing_row(standing, second))
+        if standing.ranges:
+            ends = interval(standing.ranges.get("accuracy")), between(standing.ranges.get(second))
+            others.append(("lowest to highest client", *ends))
+    blank = ("",) * 2
+    groups = [Group(own), Group(others, ("Baselines", *blank))] if others else [Group(own)]
+    caption = f"{accuracy_name(result)} on the test {case_noun(result)}s; in brackets: 95 % interval"
+    return Table(caption, ("", accuracy_name(result), heading), groups, frozenset({1, 2}))
 
 
 def rounds_table(result: Mapping[str, Any]) -> Table:
     """One row per round: learning, both devices, communication, modelled energy and latency."""
-    columns = ("Round", "Training loss [nat]", "Accuracy, ideal", "Accuracy, hardware", "Macro-F1, ideal",
-               "Macro-F1, hardware", "Perplexity, ideal", "Perplexity, hardware", "Uplink", "Downlink", "Tokens",
+    accuracy, classes = accuracy_name(result), kind_of(result) != LANGUAGE
+    columns = ("Round", "Training loss [nat]", f"{accuracy}, ideal", f"{accuracy}, hardware",
+               *(("Macro-F1, ideal", "Macro-F1, hardware") if classes else ()),
+               "Perplexity, ideal", "Perplexity, hardware", "Uplink", "Downlink", "Tokens",
                "Energy, forward passes", "Energy per token", "Latency per token")  # fmt: skip
-    rows = [_round_row(row) for row in result["rounds"]]
+    rows = [_round_row(row, classes=classes) for row in result["rounds"]]
     caption = (
         "All rounds; ± is the standard deviation over dies; energy is that of the forward passes of training, arrays "
         "and digital accelerator together"
@@ -99,29 +104,6 @@ def rounds_table(result: Mapping[str, Any]) -> Table:
         wide=True,
         sortable=True,
     )
-
-
-def clients_table(result: Mapping[str, Any]) -> Table:
-    """Clients with their cases and label counts, then the sums of both splits."""
-    data = result["data"]
-    clients = data.get("clients") or []
-    labels = sorted({label for source in (data, *clients) for label in source.get("label_counts") or {}})
-    rows: list[Row] = [
-        (
-            client.get("name") or f"client {client['client']}",
-            count(client.get("num_train")),
-            *_counts(client.get("label_counts"), labels),
-        )
-        for client in clients
-    ]
-    sums: list[Row] = [
-        ("All cases", count(data.get("num_cases")), *_counts(data.get("label_counts"), labels)),
-        ("Test cases", count(data.get("num_test")), *_counts(data.get("test_label_counts"), labels)),
-    ]
-    columns = ("Client", "Cases", *labels)
-    blank = ("",) * (len(columns) - 1)
-    groups = [Group(rows, ("Training cases by client", *blank)), Group(sums, ("Whole data set", *blank))]
-    return Table("Cases and their labels", columns, groups, frozenset(range(1, len(columns))), sortable=True)
 
 
 def device_table(result: Mapping[str, Any]) -> Table:
@@ -157,7 +139,7 @@ def mapping_table(caption: str, columns: tuple[str, str], values: Mapping[str, A
 def source_list(result: Mapping[str, Any]) -> list[tuple[str, str, Markup]]:
     """Sources as (anchor, key, citation with its DOI linked)."""
     sources = result.get("sources") or {}
-    return [(_anchor(key, sources), key, _link_doi(str(sources[key]))) for key in sorted(sources)]
+    return [(_anchor(key, sources), key, link_doi(str(sources[key]))) for key in sorted(sources)]
 
 
 def kind_badge(kind: object) -> Markup:
@@ -167,8 +149,18 @@ def kind_badge(kind: object) -> Markup:
     return Markup('<span class="kind kind-{}">{}</span>').format(css, name)
 
 
-def _round_row(row: Mapping[str, Any]) -> Row:
-    """Write the cells of one round."""
+def _standing_row(standing: Standing, second: str) -> Row:
+    """Write a name, its accuracy, and its number of a second metric."""
+    accuracy, other = standing["accuracy"], standing[second]
+    return (
+        standing.label,
+        estimate(accuracy.value, accuracy.bounds),
+        estimate(other.value, other.bounds, fraction=False),
+    )
+
+
+def _round_row(row: Mapping[str, Any], *, classes: bool) -> Row:
+    """Write the cells of one round; macro-F1 only where there are classes."""
     hardware = row.get("hardware") or {}
 
     def over_dies(metric: str, *, fraction: bool = False) -> str:
@@ -180,8 +172,7 @@ def _round_row(row: Mapping[str, Any]) -> Row:
         significant(row.get("train_loss")),
         percent(value_at(row, "ideal", "accuracy")),
         over_dies("accuracy", fraction=True),
-        significant(value_at(row, "ideal", "macro_f1")),
-        over_dies("macro_f1"),
+        *((significant(value_at(row, "ideal", "macro_f1")), over_dies("macro_f1")) if classes else ()),
         significant(value_at(row, "ideal", "perplexity")),
         over_dies("perplexity"),
         engineering(row.get("uplink_bytes"), "B"),
@@ -212,11 +203,6 @@ def _device_row(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Row:
 def _key(entry: Mapping[str, Any]) -> str:
     """Sort key of a device number."""
     return str(entry["key"])
-
-
-def _counts(counts: Mapping[str, int] | None, labels: list[str]) -> Row:
-    """Write the label counts of one row; labels that do not occur count as 0."""
-    return tuple(count((counts or {}).get(label, 0)) for label in labels)
 
 
 def _flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
@@ -257,7 +243,7 @@ def link_sources(keys: str | None, result: Mapping[str, Any]) -> str:
     return Markup(", ").join(linked)
 
 
-def _link_doi(citation: str) -> Markup:
+def link_doi(citation: str) -> Markup:
     """Link the DOIs of a citation; a link is no request until a reader follows it."""
     shown, end = Markup(""), 0
     for match in _DOI.finditer(citation):

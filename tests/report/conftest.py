@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fllm.report.drawing import Picture
+from fllm.report.figures import figure_names
 from fllm.report.html import page
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.report.browser")
 
-FIGURES = ("rounds", "loss", "communication", "energy_parts", "tornado", "baselines", "timeline", "training")
+ALWAYS = ("rounds", "loss", "communication", "energy_parts", "tornado", "baselines", "timeline", "training")
+"""Figures that every report has."""
+FIGURES = (
+    "standing", "confusion_ideal", "confusion_hardware", "reliability", *ALWAYS, "label_mix",
+)  # fmt: skip
+"""Figures of the example."""
 
 
 @pytest.fixture
@@ -27,10 +33,15 @@ def result() -> dict[str, Any]:
 @pytest.fixture
 def html_of() -> Callable[[dict[str, Any]], str]:
     """Return a function that fills the page without drawing its figures, which takes most of the time."""
-    blank = [
-        Picture(name, f"Caption of {name}.", f"Description of the figure {name}.", b"<svg/>", b"") for name in FIGURES
-    ]
-    return lambda result: page(result, blank).replace("\N{NO-BREAK SPACE}", " ")
+
+    def fill(result: dict[str, Any]) -> str:
+        blank = [
+            Picture(name, f"Caption of {name}.", f"Description of the figure {name}.", b"<svg/>", b"")
+            for name in figure_names(result)
+        ]
+        return page(result, blank).replace("\N{NO-BREAK SPACE}", " ")
+
+    return fill
 
 
 @pytest.fixture(scope="module")

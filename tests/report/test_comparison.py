@@ -27,8 +27,9 @@ from fllm.report.comparison.facts import (
 )
 from fllm.report.comparison.figures import LOOKS, MOST, draw_accuracy, draw_energy, draw_rounds, fold
 from fllm.report.comparison.page import render_comparison
+from fllm.report.comparison.score_tables import scores_table
 from fllm.report.comparison.sections import run_sections
-from fllm.report.comparison.tables import accuracy_verdict, against_first_table, parts_table, scores_table
+from fllm.report.comparison.tables import accuracy_verdict, against_first_table, parts_table
 from fllm.report.drawing import own_style
 from fllm.report.energy_facts import parts_of
 from tests.report.test_energy_figures import cut_off
@@ -46,6 +47,7 @@ def other(result: Result) -> Result:
     made["device"]["file_sha256"] = "f" * 64
     made["final"] |= {"accuracy_hardware": 0.5, "accuracy_interval_95": {"ideal": [0.6, 0.8], "hardware": [0.4, 0.6]}}
     made["final"]["energy_per_token_j"] *= 2
+    made["final"]["evaluation"] = None  # as a run of an older version
     return made
 
 
@@ -150,6 +152,9 @@ def told(results: list[Result]) -> list[str]:
         ("config", "seed", 7, ["Different test cases.", "Different seeds."]),
         ("model", "sha256", "0" * 64, ["Different models."]),
         ("config", "max_tokens", 17, ["Different prompts."]),
+        ("config", "cues", {"mask": "keep"}, ["Different prompts."]),
+        ("config", "split", "holdout", []),
+        ("config", "split", "kfold", ["Different test cases."]),
         ("data", "synthetic", False, ["Fabricated beside real patients."]),
         ("config", "dies", 9, []),
     ],
@@ -163,6 +168,14 @@ def test_what_makes_results_hard_to_compare_is_told(
     assert same_cases(result, changed) == (
         "Different data." not in expected and "Different test cases." not in expected
     )
+
+
+def test_folds_are_different_test_cases(result: Result) -> None:
+    result["config"] |= {"split": "kfold", "fold": 0, "num_folds": 5}
+    changed = copy.deepcopy(result)
+    assert same_cases(result, changed)
+    changed["config"]["fold"] = 1
+    assert not same_cases(result, changed)
 
 
 def test_versions_of_the_program_that_differ_are_told(result: Result) -> None:

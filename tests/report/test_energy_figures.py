@@ -200,11 +200,12 @@ def cut_off(figure: Figure) -> list[str]:
     """Texts that lie outside of the figure."""
     figure.draw_without_rendering()
     page = figure.bbox
-    axes = figure.axes[0]
-    low, high = axes.get_xlim()
-    unseen = {
-        label for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True) if not low <= tick <= high
-    }
+    unseen = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)  # shared axes have no labels
+            unseen |= {label for tick, label in ticks if not low <= tick <= high}
     shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in unseen]
     boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
     return [

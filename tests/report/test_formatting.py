@@ -10,12 +10,21 @@ from fllm.report.drawing import shorten
 from fllm.report.formatting import (
     NOTHING,
     Quantity,
+    between,
+    change,
+    change_between,
     count,
     engineering,
+    estimate,
     interval,
+    p_value,
     percent,
     plural,
+    points,
+    points_between,
+    score,
     share,
+    shown_count,
     significant,
     spread,
     times,
@@ -105,3 +114,44 @@ def test_what_is_written_knows_its_number(quantity: str, value: float, exact: st
     assert (quantity.value, quantity.exact) == (value, exact)
     for copied in (copy.deepcopy(quantity), pickle.loads(pickle.dumps(quantity))):
         assert (copied, copied.value, copied.exact) == (quantity, value, exact)
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (score(0.0953), "0.095"),
+        (score(1.0), "1.00"),
+        (score(18.24), "18.2"),
+        (score(math.nan), NOTHING),
+        (between([0.0331, 1.25]), "0.033 to 1.25"),
+        (between(None), NOTHING),
+        (estimate(0.742, [0.658, 0.817]), "74.2 % (65.8 to 81.7)"),
+        (estimate(0.635, [0.531, 0.732], fraction=False), "0.635 (0.531 to 0.732)"),
+        (estimate(0.742, None), "74.2 %"),
+        (estimate(None, [0.1, 0.2]), NOTHING),
+        (points(-0.0042), "\N{MINUS SIGN}0.4"),
+        (points_between([-0.0125, 0.021]), "\N{MINUS SIGN}1.2 to +2.1"),
+        (points_between(None), NOTHING),
+        (change(0.0042), "+0.004"),
+        (change_between([-0.5, None][:1]), NOTHING),
+        (change_between([-0.5, 1.5]), "\N{MINUS SIGN}0.500 to +1.500"),
+        (p_value(0.625), "0.62"),
+        (p_value(0.0412), "0.041"),
+        (p_value(2e-7), "< 0.001"),
+        (p_value(None), NOTHING),
+        (shown_count(4, None), "4"),
+        (shown_count(4, 5), "< 5"),
+        (shown_count(0, 5), "0"),
+        (shown_count(None, 5), "hidden"),
+        (shown_count(None, None), NOTHING),
+    ],
+)
+def test_scores_differences_and_hidden_counts(shown: str, text: str) -> None:
+    assert shown.replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+def test_an_estimate_breaks_only_before_its_interval() -> None:
+    shown = estimate(0.7421, [0.6583, 0.8167])
+    assert shown.split(" ") == ["74.2\N{NO-BREAK SPACE}%", "(65.8\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}81.7)"]
+    assert isinstance(shown, Quantity)
+    assert (shown.value, shown.exact) == (0.7421, "0.7421 (0.6583 to 0.8167)")

@@ -23,7 +23,7 @@ from tests.report.conftest import FIGURES
 PICTURES = [Picture(name, f"Caption of {name}.", f"What [{name}] shows.", b"", b"") for name in FIGURES]
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 SECTIONS = [
-    "Answer", "What it means", "How sure", "Rounds", "Where the energy goes", "Against other hardware",
+    "Answer", "What it means", "How sure", "Evaluation", "Rounds", "Where the energy goes", "Against other hardware",
     "Latency and area", "Training energy", "Clients and data",
     "Numbers of the device: Gain-cell attention in 28 nm CMOS, as published (Leroux et al. 2025)",
     "What is not modelled", "Configuration and environment", "How to reproduce", "Limits", "Sources",
@@ -65,7 +65,7 @@ def test_sections_stand_in_the_order_of_the_page(text: str) -> None:
 def test_it_holds_every_cell_of_every_table(text: str, result: dict[str, Any]) -> None:
     found = _cells(text)
     tables = [value for value in contents(result).values() if isinstance(value, Table)]
-    assert len(tables) == 13
+    assert len(tables) == 20
     for table in tables:
         assert list(table.columns) in found
         for group in table.groups:
@@ -97,7 +97,9 @@ def test_nothing_that_a_result_says_is_a_sign(result: dict[str, Any]) -> None:
     result["not_modelled"] = [NASTY, "# no heading", "- no list", "1. no number", "+ no list"]
     result["config"] |= {NASTY: NASTY}
     result["sources"] |= {NASTY: NASTY}
-    result["data"]["clients"][0]["name"] = NASTY
+    result["data"]["clients"][0]["name"] = result["baselines"]["majority"]["name"] = NASTY
+    result["task"]["classes"][0] = result["data"]["partition"]["rule"] = NASTY
+    result["data"]["warnings"] = ["# no heading", NASTY]
     text = run_markdown(result, PICTURES)
     tokens = PARSER.parse(text)
     assert sum(token.type == "heading_open" for token in tokens) == len(SECTIONS) + 1
@@ -143,4 +145,5 @@ def test_blocks() -> None:
     assert bullets(["a", "1) b"]) == "- a\n- 1\\) b"
     assert code("a ``` b") == "````text\na ``` b\n````"
     assert folded("a < b", "c") == "<details>\n<summary>a &lt; b</summary>\n\nc\n\n</details>"
-    assert markdown_figure(PICTURES[0]).startswith(r"![What \[rounds\] shows.](figures/rounds.svg)")
+    picture = next(picture for picture in PICTURES if picture.name == "rounds")
+    assert markdown_figure(picture).startswith(r"![What \[rounds\] shows.](figures/rounds.svg)")

@@ -10,6 +10,7 @@ from fllm.report.comparison.facts import Result, Results
 from fllm.report.comparison.tables import BYTES, bytes_sent
 from fllm.report.downloads import Cell, Download, csv_file
 from fllm.report.energy_facts import PLACES, Interval, energy_of, parts_of, training_of
+from fllm.report.standing import METRICS, own_standings, shown_baselines
 from fllm.results import value_at
 
 
@@ -49,6 +50,16 @@ def _scores(result: Result) -> dict[str, Cell]:
         row[f"{metric}_ideal"] = value_at(found.last, "ideal", metric)
         row[f"{metric}_hardware_mean"] = value_at(found.last, "hardware", metric, "mean")
         row[f"{metric}_hardware_std"] = value_at(found.last, "hardware", metric, "std")
+    for one in own_standings(result):
+        low, high = one["macro_f1"].bounds or (None, None)
+        row |= {f"macro_f1_{one.device}_lower_95": low, f"macro_f1_{one.device}_upper_95": high}
+    for one in shown_baselines(result):
+        name = f"{one.key}_{one.device}" if one.device else one.key
+        for metric in METRICS:
+            if one[metric].value is not None:
+                low, high = one[metric].bounds or (None, None)
+                row |= {f"{metric}_{name}": one[metric].value}
+                row |= {f"{metric}_{name}_lower_95": low, f"{metric}_{name}_upper_95": high}
     row["dies"] = value_at(found.last, "hardware", "accuracy", "dies")
     row["gap_closed"] = value_at(result, "final", "gap_closed")
     return row

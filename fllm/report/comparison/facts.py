@@ -91,12 +91,19 @@ def device_differences(results: Results) -> Differences:
 
 
 def same_cases(one: Result, other: Result) -> bool:
-    """Whether two results were tested on the same cases: the same data, cut by the same seed and fraction."""
+    """Whether two results were tested on the same cases: the same data, cut by the same rule, seed and fraction."""
     what = (("data", "sha256"), ("data", "num_test"), ("config", "seed"), ("config", "test_fraction"))
-    known = value_at(one, "data", "sha256") is not None
+    known = value_at(one, "data", "sha256") is not None and _cut(one) == _cut(other)
     return known and all(value_at(one, *path) == value_at(other, *path) for path in what) and (
         one.get("seeds") == other.get("seeds") if one.get("kind") == "sweep" else True
     )  # fmt: skip
+
+
+def _cut(result: Result) -> tuple[Any, ...]:
+    """How the test cases were chosen; older results know one way."""
+    name = value_at(result, "config", "split") or "holdout"
+    keys = ("fold", "num_folds") if name == "kfold" else ("split_column",) if name == "column" else ()
+    return name, *(value_at(result, "config", key) for key in keys)
 
 
 def same_line(results: Results, settings: Differences, device: Differences, origins: Differences) -> str:
@@ -134,7 +141,7 @@ def cautions(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
     if not _equal(results, "model", "sha256"):
         found.append(("Different models.", "Perplexities compare only where the tokenizers are the same, and energy "
                       "per token is that of another network."))  # fmt: skip
-    if not (_equal(results, "config", "fields") and _equal(results, "config", "max_tokens")):
+    if not all(_equal(results, "config", key) for key in ("fields", "max_tokens", "field_tokens", "cues")):
         found.append(("Different prompts.", "The models read different parts or lengths of the notes: energy per token "
                       "and perplexity are those of different texts."))  # fmt: skip
     if not _equal(results, "environment", "packages", "fllm"):

@@ -11,7 +11,9 @@ from device_models.errors import InputError
 from fllm.report.answer import status_note
 from fllm.report.comparison import facts, figures, tables
 from fllm.report.comparison.facts import Result, Results
-from fllm.report.comparison.sections import Section, limits, run_sections, sweep_sections
+from fllm.report.comparison.sections import Section, limits, run_sections, seed_section, sweep_sections
+from fllm.report.comparison.seed_figures import draw_differences, draw_models
+from fllm.report.comparison.seeds import over_seeds
 from fllm.report.comparison.sweep_figures import draw_all_points, draw_shared
 from fllm.report.comparison.sweep_tables import sweeps_table
 from fllm.report.comparison.sweeps import read_sweeps
@@ -98,13 +100,18 @@ def _differences(results: Results, names: Sequence[str]) -> Section:
     return Section("differences", "What differs", lines, tables=shown)
 
 
-def _of_runs(results: Results, names: Sequence[str]) -> tuple[Table, list[Section], Mapping[str, Callable[[], Drawn]]]:
-    drawings = {
+def _of_runs(results: Results, names: Sequence[str]) -> _Parts:
+    seeds = over_seeds(results)
+    of_seeds: dict[str, Callable[[], Drawn]] = {}
+    if seeds:
+        of_seeds = {"seeds": partial(draw_models, seeds), "seed_differences": partial(draw_differences, seeds)}
+    drawings = of_seeds | {
         "accuracy": partial(figures.draw_accuracy, results, names),
         "rounds": partial(figures.draw_rounds, results, names),
         "energy_parts": partial(figures.draw_energy, results, names),
     }
-    return tables.compared_table(results, names), run_sections(results, names), drawings
+    sections = [*([seed_section(seeds)] if seeds else []), *run_sections(results, names)]
+    return tables.compared_table(results, names), sections, drawings
 
 
 def _of_sweeps(results: Results, names: Sequence[str]) -> _Parts:

@@ -9,6 +9,9 @@ from fllm.report.answer import answer
 from fllm.report.comparison import tables
 from fllm.report.comparison.csv import comparison_csv
 from fllm.report.comparison.facts import Results, same_cases
+from fllm.report.comparison.score_tables import baselines_table, scores_table
+from fllm.report.comparison.seed_tables import differences_over_seeds_table, models_table, seed_lines, seeds_csv
+from fllm.report.comparison.seeds import Seeds
 from fllm.report.comparison.sweep_tables import base_table, shared_csv, shared_table
 from fllm.report.comparison.sweeps import Shared, Sweeps
 from fllm.report.downloads import Download
@@ -50,7 +53,11 @@ def run_sections(results: Results, names: Sequence[str]) -> list[Section]:
             "Accuracy",
             _against_first(results, names),
             ("accuracy", "rounds"),
-            (tables.scores_table(results, names), tables.against_first_table(results, names)),
+            (
+                scores_table(results, names),
+                tables.against_first_table(results, names),
+                baselines_table(results, names),
+            ),
             [comparison_csv(results, names)],
         ),
         Section(
@@ -67,6 +74,18 @@ def run_sections(results: Results, names: Sequence[str]) -> list[Section]:
             tables=(training,),
         ),
     ]
+
+
+def seed_section(seeds: Seeds) -> Section:
+    """Return what runs that differ in nothing but the seed say together."""
+    return Section(
+        "seeds",
+        "Over seeds",
+        seed_lines(seeds),
+        ("seeds", "seed_differences"),
+        (models_table(seeds), differences_over_seeds_table(seeds)),
+        [seeds_csv(seeds)],
+    )
 
 
 def sweep_sections(sweeps: Sweeps, shared: Sequence[Shared]) -> list[Section]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from fllm.report.comparison.facts import plain, same_cases
 from fllm.report.comparison.sweeps import Shared, Sweeps
-from fllm.report.comparison.tables import points
 from fllm.report.downloads import Download, csv_file
-from fllm.report.formatting import NOTHING, Quantity, count, engineering, interval, percent
+from fllm.report.formatting import NOTHING, Quantity, count, engineering, interval, percent, points
 from fllm.report.sweep.facts import Bounds
 from fllm.report.sweep.points import Point
 from fllm.report.tables import Group, Row, Table

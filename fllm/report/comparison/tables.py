@@ -24,7 +24,14 @@ from fllm.report.energy_facts import (
     parts_of,
     training_of,
 )
-from fllm.report.formatting import NOTHING, Quantity, count, engineering, interval, percent, significant, spread, times
+from fllm.report.formatting import (
+    NOTHING,
+    Quantity,
+    count,
+    engineering,
+    points,
+    times,
+)
 from fllm.report.tables import Group, Row, Table, kind_badge
 from fllm.results import value_at
 
@@ -70,33 +77,6 @@ def device_differences_table(differences: Differences, names: Sequence[str]) -> 
         rows.append((key, *(_device_cell(entry, with_range=len(ranges) > 1) for entry in entries)))
     caption = f"Device numbers that differ in value, kind or range: {len(rows)} of {differences.total}"
     return Table(caption, ("Number", *names), [Group(rows)], wide=len(names) > 3)
-
-
-def scores_table(results: Results, names: Sequence[str]) -> Table:
-    """Accuracy, macro-F1 and perplexity of every run, on the ideal device and on the emulated hardware."""
-    rows: list[Row] = []
-    for name, result in zip(names, results, strict=True):
-        found = answer(result)
-        hardware, final = found.last.get("hardware") or {}, result.get("final") or {}
-        rows.append((
-            name,
-            percent(found.accuracy_ideal),
-            interval(found.interval_ideal),
-            percent(found.accuracy_hardware),
-            interval(found.interval_hardware),
-            significant(value_at(found.last, "ideal", "macro_f1")),
-            _over_dies(hardware, "macro_f1"),
-            significant(value_at(found.last, "ideal", "perplexity")),
-            _over_dies(hardware, "perplexity"),
-            percent(final.get("gap_closed"), 0),
-        ))  # fmt: skip
-    columns = ("Run", "Accuracy, ideal", "95 % interval", "Accuracy, hardware", "95 % interval", "Macro-F1, ideal",
-               "Macro-F1, hardware", "Perplexity, ideal", "Perplexity, hardware", "Gap closed")  # fmt: skip
-    caption = (
-        "Accuracy on the test cases of each run, after its last round; gap closed is how much of the way from the "
-        "majority class to TF-IDF + logistic regression the hardware has gone"
-    )
-    return Table(caption, columns, [Group(rows)], frozenset(range(1, len(columns))), wide=True, sortable=True)
 
 
 def against_first_table(results: Results, names: Sequence[str]) -> Table:
@@ -176,13 +156,6 @@ def training_table(results: Results, names: Sequence[str]) -> Table | None:
     return Table(caption, columns, [Group(rows)], frozenset(range(1, len(columns))), wide=True, sortable=True)
 
 
-def points(difference: float | None) -> str:
-    """Write a difference of two fractions in points: +1.2, \N{MINUS SIGN}0.4."""
-    if difference is None:
-        return NOTHING
-    return Quantity(f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}"), difference)
-
-
 def accuracy_verdict(first: Result, other: Result) -> str:
     """Say what two 95 % intervals of accuracy allow to say."""
     if not same_cases(first, other):
@@ -215,11 +188,6 @@ def _device_cell(entry: Mapping[str, Any] | None, *, with_range: bool) -> str:
 def _rounds(result: Result) -> str:
     found = answer(result)
     return f"{found.rounds_done} of {found.rounds_planned}" if found.rounds_planned else str(found.rounds_done)
-
-
-def _over_dies(hardware: Mapping[str, Any], metric: str) -> str:
-    entry = hardware.get(metric) or {}
-    return spread(entry.get("mean"), entry.get("std"), entry.get("dies"), fraction=False)
 
 
 def _ends(found: Interval | None, unit: str) -> str:
