@@ -207,15 +207,18 @@ def _reliability(models: Sequence[Scores], sure: Sequence[Array]) -> list[dict[s
 
 def _clients(models: Sequence[Scores], drawn: Mapping[str, Array], test: _TestSet) -> list[dict[str, Any]]:
     rows = []
-    for client, name in enumerate(test.client_names):
+    sizes = [int((test.client_of == client).sum()) for client in range(len(test.client_names))]
+    for client, (name, size) in enumerate(
+        zip(test.client_names, hide_small_totals(sizes, test.smallest_cell), strict=True)
+    ):
         mine = test.client_of == client
         row: dict[str, Any] = dict.fromkeys(("cases", "accuracy", "interval_95", "macro_f1"))
-        if mine.sum() >= max(test.smallest_cell, 1):
+        if size:
             values = drawn["clients"][:, client]
             row |= {
-                "cases": int(mine.sum()),
+                "cases": size,
                 "accuracy": _finite(values[0]),
-                "interval_95": _listed(share_interval(values, int(mine.sum()))),
+                "interval_95": _listed(share_interval(values, size)),
                 "macro_f1": _macro_f1_of(models, mine, test),
             }
         rows.append({"client": client, "name": name} | row)

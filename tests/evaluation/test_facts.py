@@ -149,9 +149,9 @@ def test_without_clients_none_is_worst() -> None:
 
 
 def test_small_clients_are_not_spoken_of() -> None:
-    """North has 20 test cases, south 16; classes of south have 5 or 6."""
+    """North has 20 test cases, south 16; classes of south have 5 or 6. Of two, one would tell the other by the total."""
     assert (CLIENTS.count(0), CLIENTS.count(1)) == (20, 16)
-    for smallest, spoken_of in ((16, [True, True]), (17, [True, False]), (21, [False, False])):
+    for smallest, spoken_of in ((16, [True, True]), (17, [False, False]), (21, [False, False])):
         found = evaluation_facts(IDEAL, DIES, CLASSES, CLIENTS, NAMES, seed=0, smallest_cell=smallest)["hardware"]
         assert [client["accuracy"] is not None for client in found["clients"][:2]] == spoken_of
         assert [client["cases"] is not None for client in found["clients"][:2]] == spoken_of
@@ -242,3 +242,12 @@ def test_a_class_of_few_cases_has_neither_recall_nor_row_and_its_number_cannot_b
     assert {name: row["cases"] for name, row in facts["recall"].items()} == {"a": 20, "b": None, "c": None}
     assert facts["recall"]["c"]["value"] is None and facts["recall"]["a"]["value"] == 1.0
     assert facts["accuracy"]["value"] == 1.0
+
+
+def test_a_small_client_takes_along_the_next_larger_one_alone() -> None:
+    truth = np.zeros(60, dtype=int)
+    scores = classified(np.eye(2)[truth], truth, np.ones((60, 2)))
+    owner = [0] * 3 + [1] * 20 + [2] * 37
+    found = evaluation_facts(scores, [scores], ("a", "b"), owner, ["x", "y", "z"], seed=0, smallest_cell=5)["ideal"]
+    assert [client["cases"] for client in found["clients"]] == [None, None, 37]
+    assert [client["accuracy"] for client in found["clients"]] == [None, None, 1.0]
