@@ -149,7 +149,7 @@ def test_without_clients_none_is_worst() -> None:
 
 
 def test_small_clients_are_not_spoken_of() -> None:
-    """North has 20 test cases, south 16; classes of south have 5 or 6. Of two, one would tell the other by the total."""
+    """North has 20 test cases, south 16; classes of south have 5 or 6. Of two, one tells the other."""
     assert (CLIENTS.count(0), CLIENTS.count(1)) == (20, 16)
     for smallest, spoken_of in ((16, [True, True]), (17, [False, False]), (21, [False, False])):
         found = evaluation_facts(IDEAL, DIES, CLASSES, CLIENTS, NAMES, seed=0, smallest_cell=smallest)["hardware"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from device_models import InputError
-from fllm.config import RunConfig, load_config, parse_setting, validate_config
+from fllm.config import CueSettings, RunConfig, load_config, parse_setting, validate_config
+from fllm.data.cdm_files import COLUMNS, OUTCOMES
+from fllm.data.prompts import Cues
 
 RUN_FILES = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
 
@@ -51,6 +54,8 @@ def test_dump_and_validate_is_a_round_trip(settings: dict[str, Any]) -> None:
         ({"num_client": 4}, "num_clients"),
         ({"lora": {"rank": 4}}, "known: alpha, dropout, r"),
         ({"lora": {"alpa": 4.0}}, "did you mean alpha"),
+        ({"cues": {"masc": "keep"}}, "did you mean mask"),
+        ({"text_colum": "text"}, "did you mean text_column"),
     ],
 )
 def test_unknown_key_names_the_nearest(tree: dict[str, Any], named: str) -> None:
@@ -90,6 +95,25 @@ def test_unknown_key_names_the_nearest(tree: dict[str, Any], named: str) -> None
         ("fields", "history"),
         ("lora", 8),
         ("token_period", 10),
+        ("task", "diagnose"),
+        ("data_files", "notes.csv"),
+        ("client_column", 1),
+        ("cues", "keep"),
+        ("split", "random"),
+        ("validation_fraction", -0.1),
+        ("validation_fraction", 1.0),
+        ("num_folds", 1),
+        ("fold", -1),
+        ("field_tokens", ["labs"]),
+        ("partition", "hospitals"),
+        ("dirichlet_alpha", 0.0),
+        ("dirichlet_alpha", float("inf")),
+        ("lora_baselines", "local"),
+        ("centralised_steps", 0),
+        ("calibration", "platt"),
+        ("calibration", None),
+        ("generation", 1),
+        ("generation", "yes"),
     ],
 )
 def test_wrong_type_or_range_names_key_and_value(key: str, value: object) -> None:
@@ -101,6 +125,77 @@ def test_wrong_type_or_range_names_key_and_value(key: str, value: object) -> Non
 @pytest.mark.parametrize(("key", "value"), [("r", 0), ("r", True), ("alpha", 0.0), ("alpha", "16"), ("dropout", 1.0)])
 def test_wrong_lora_setting_names_its_path(key: str, value: object) -> None:
     assert refused({"lora": {key: value}}).startswith(f"here: lora.{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mask", "none"), ("studies", "names"), ("mentions", True), ("panel", "long")]
+)
+def test_unknown_position_of_a_switch_lists_the_known(key: str, value: object) -> None:
+    message = refused({"cues": {key: value}})
+    assert message.startswith(f"here: cues.{key}: ")
+    assert get_args(CueSettings.model_fields[key].annotation)[0] in message
+
+
+def test_wrong_values_inside_collections_name_their_place() -> None:
+    assert refused({"lora_baselines": ["pooled"]}).startswith("here: lora_baselines.0: ")
+    assert refused({"data_files": [3]}).startswith("here: data_files.0: ")
+    assert refused({"field_tokens": {"labs": 0}}).startswith("here: field_tokens.labs: ")
+
+
+def test_switches_are_those_of_the_notes() -> None:
+    """The configuration lists them again, strictly; it must not drift from what writes the notes."""
+    assert CueSettings().model_dump() == asdict(Cues())
+    positions = {name: get_args(field.annotation) for name, field in CueSettings.model_fields.items()}
+    for name, allowed in positions.items():
+        for position in allowed:
+            assert getattr(Cues(**{name: position}), name) == position
+
+
+TABLE = {"task": "csv", "data_files": ["notes.csv"]}
+TEXT = {"task": "text", "data_files": ["notes.txt"]}
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ({"data_files": ["notes.csv"]}, "data_dir"),
+        ({"task": "csv"}, "data_files"),
+        ({"task": "text"}, "data_files"),
+        (TABLE | {"data_dir": "cohort"}, "no data_dir"),
+        (TEXT | {"data_dir": "cohort"}, "no data_dir"),
+        (TABLE | {"split": "lacdm"}, "task: diagnosis"),
+        (TABLE | {"partition": "age"}, "task: diagnosis"),
+        (TEXT | {"split": "lacdm"}, "task: diagnosis"),
+        (TEXT | {"generation": True}, "another task"),
+        (TEXT | {"calibration": "content_free"}, "another task"),
+        (TEXT | {"calibration": "temperature", "validation_fraction": 0.1}, "another task"),
+        (TABLE | {"split": "column"}, "split_column"),
+        ({"calibration": "temperature"}, "validation_fraction"),
+        ({"calibration": "temperature", "split": "kfold"}, "validation_fraction"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line_with_the_remedy(tree: dict[str, Any], named: str) -> None:
+    assert named in refused(tree)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        TABLE | {"split": "column", "split_column": "part", "calibration": "temperature"},
+        TABLE | {"generation": True, "calibration": "content_free", "partition": "dirichlet"},
+        TEXT | {"split": "kfold", "partition": "iid"},
+        {"split": "lacdm", "calibration": "temperature"},
+        {"calibration": "temperature", "validation_fraction": 0.1},
+        {"split": "kfold", "calibration": "temperature", "validation_fraction": 0.1, "partition": "age"},
+    ],
+)
+def test_settings_that_go_together(tree: dict[str, Any]) -> None:
+    config = validate_config(tree, "here")
+    assert validate_config(config.model_dump(mode="json"), "there") == config
+
+
+def test_text_files_are_split_by_their_names_without_a_column() -> None:
+    assert validate_config(TEXT | {"split": "column"}, "here").split == "column"
 
 
 @pytest.mark.parametrize("period", ["10 V", "0 us", "10", "-1 us", "", "fast", "1e999 s"])
@@ -125,6 +220,17 @@ def test_good_token_period(period: str) -> None:
 )
 def test_unknown_or_forbidden_fields(fields: list[str], what: str) -> None:
     assert what in refused({"fields": fields})
+
+
+OUTCOME_NAMES = sorted(
+    {name for file in OUTCOMES for name in (file, file.removesuffix(".csv"), *COLUMNS[file])} - {"hadm_id"}
+)
+"""Every file and column that tells the answer or its treatment."""
+
+
+@pytest.mark.parametrize("name", [*OUTCOME_NAMES, "pathology_ids.json", "ICD_Diagnosis", "Discharge_Diagnosis"])
+def test_no_outcome_can_be_a_field(name: str) -> None:
+    assert f"'{name}' leaks the answer" in refused({"fields": ["labs", name]})
 
 
 @pytest.mark.parametrize(
