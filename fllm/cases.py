@@ -42,6 +42,10 @@ def load_cases(config: RunConfig) -> Cases:
         folds=config.num_folds, fold=config.fold,
     )  # fmt: skip
     split = split_examples(corpus, rule, seed=config.seed)
+    if config.calibration == "temperature" and not split.validation:
+        remedy = f"have {config.split_column} name some, or choose another split"
+        raise InputError("a temperature is fitted on validation cases, and there are none", where="calibration",
+                         remedy=remedy)  # fmt: skip
     dealing = PartitionRule(config.partition, alpha=config.dirichlet_alpha)
     clients = partition(split, dealing, num_clients=config.num_clients, seed=config.seed)
     return Cases(corpus, split, dealing, clients)

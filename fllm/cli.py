@@ -12,7 +12,7 @@ import webbrowser
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -81,16 +81,20 @@ def _guarded(command: typer.Typer) -> None:
             print_error("error: no space left on the disk; free some and resume")
             sys.exit(EXIT_FAILED)
         if problem.filename is None:
-            raise
+            _unexpected(problem)
         print_error(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions")
         sys.exit(EXIT_BAD_INPUT)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as problem:
-        # Our own mistake. Its place helps whoever mends it; its message stays unsaid, as it could quote a note.
-        places = "".join(traceback.format_tb(problem.__traceback__))
-        print_error(f"{places}internal error: {type(problem).__name__} (its message may quote data and is left out)")
-        sys.exit(EXIT_FAILED)
+        _unexpected(problem)
+
+
+def _unexpected(problem: Exception) -> NoReturn:
+    """End with our own mistake: its place helps whoever mends it, its message could quote a note."""
+    places = "".join(traceback.format_tb(problem.__traceback__))
+    print_error(f"{places}internal error: {type(problem).__name__} (its message may quote data and is left out)")
+    sys.exit(EXIT_FAILED)
 
 
 def _dashed(arguments: list[str]) -> list[str]:

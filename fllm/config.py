@@ -68,7 +68,7 @@ class RunConfig(_Strict):
         text_column: Column of the table that holds the text; several are separated by commas.
         label_column: Column that holds the class.
         client_column: Column that names the client of each row, if there is one.
-        split_column: Column that says train, validation or test, for ``split: column``.
+        split_column: Column that says train, validation or test, for ``split: column``; text files are named so.
         fields: Parts of the note that the model reads.
         cues: Switches against what tells the diagnosis without describing it.
         num_cases: Cases of the synthetic cohort.
@@ -162,7 +162,9 @@ class RunConfig(_Strict):
             raise ValueError("the split lacdm and the partition age need clinical cases (task: diagnosis)")
         if self.task == "text" and (self.generation or self.calibration != "none"):
             raise ValueError("language modelling has no classes: generation and calibration need another task")
-        if self.split == "column" and self.split_column is None:
+        if self.task == "text" and self.field_tokens:
+            raise ValueError("field_tokens have no effect on the task text, which is cut into pieces of max_tokens")
+        if self.split == "column" and self.task == "csv" and self.split_column is None:
             raise ValueError("the split column needs split_column, the name of the table's column")
         if self.calibration == "temperature" and self.split in ("holdout", "kfold") and not self.validation_fraction:
             raise ValueError("a temperature is fitted on validation cases: set validation_fraction above 0")

@@ -55,16 +55,14 @@ class Bench:
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Return examples as token ids."""
+        return encode(examples, self.task, self.loaded.tokenizer, self._budget(self.config.field_tokens))
+
+    def _budget(self, fields: Mapping[str, int]) -> TokenBudget:
         longest = max(map(len, self.answers), default=0)
         limit = getattr(self.loaded.model.config, "max_position_embeddings", None) or self.config.max_tokens + longest
-        budget = TokenBudget(
-            min(self.config.max_tokens, limit - longest), self.config.field_tokens, where=self.loaded.name
-        )  # fmt: skip
-        return encode(examples, self.task, self.loaded.tokenizer, budget)
+        return TokenBudget(min(self.config.max_tokens, limit - longest), fields, where=self.loaded.name)
 
-    def score(
-        self, held_out: HeldOut, device: DeviceModel, die: Die | None, token_period_s: float | None
-    ) -> Scores:
+    def score(self, held_out: HeldOut, device: DeviceModel, die: Die | None, token_period_s: float | None) -> Scores:
         """Score the test prompts on one chip of a device; None is the device as designed."""
         emulate(self.model, device, die_seed=die, token_period=token_period_s)
         scores = self._likelihoods(held_out.test)
@@ -80,7 +78,7 @@ class Bench:
 
     def _cue(self) -> Prompt:
         """Return a prompt without content: the cue alone."""
-        return self.encode([Example(0, (), 0)]).prompts[0][0]
+        return encode([Example(0, (), 0)], self.task, self.loaded.tokenizer, self._budget({})).prompts[0][0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +123,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     bench = load_bench(config, cases.corpus.task, device)
     observer.stage("writing the prompts")
     encoded = bench.encode(cases.corpus.examples)
+    _check_prompts(cases, encoded)
     observer.stage("scoring the baselines")
     period_s = bench.loaded.placing.token_period_s
     chips = [Die(seed_of(config.seed, "hospital's chip", index), device) for index in range(len(cases.clients))]
@@ -166,6 +165,15 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     )  # fmt: skip
 
 
+def _check_prompts(cases: Cases, encoded: Encoded) -> None:
+    """Check that everybody has something to predict: a text of one token has no piece; raises InputError."""
+    held = [(f"client {client.name}", client.train) for client in cases.clients]
+    for where, examples in (*held, (cases.corpus.source, cases.split.test)):
+        if not encoded.of(examples):
+            remedy = "bring longer texts, or ask for other clients"
+            raise InputError("no text of two tokens or more", where=where, remedy=remedy)
+
+
 def device_of(config: RunConfig) -> DeviceModel:
     """Load the device of a run; raises InputError, also for one that only training of the base model could use."""
     device = load_device(config.device_model, config.device)
@@ -200,9 +208,7 @@ def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
     return Die(seed_of(config.seed, "die of evaluation", number), device)
 
 
-def make_hospital(
-    index: int, prompts: list[Prompt], bench: Bench, chip: Die, training: LocalTraining
-) -> Hospital:
+def make_hospital(index: int, prompts: list[Prompt], bench: Bench, chip: Die, training: LocalTraining) -> Hospital:
     """Make one client: its prompts, and the shared model on its own chip."""
     on_chip = partial(
         emulate, bench.model, chip.device, die_seed=chip, token_period=bench.loaded.placing.token_period_s

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from device_models import InputError
 from fllm.data.budget import TokenBudget, TokenizerEncoder, chunks, fit_prompts, truncation_facts
 from fllm.data.corpus import Example, Task, note_text
 from fllm.evaluation import Prompt
@@ -37,7 +38,8 @@ def encode(examples: Sequence[Example], task: Task, tokenizer: PreTrainedTokeniz
     :mod:`fllm.data.budget`. A text without a label is cut into pieces instead, so that nothing of it is lost.
 
     Raises:
-        InputError: If a budget is for no field, or not even the names of the fields and the cue fit.
+        InputError: If a budget is for no field, not even the names of the fields and the cue fit, or nothing of the
+            texts is left to predict.
     """
     encoder = TokenizerEncoder(tokenizer)
     if task.kind == "language":
@@ -54,6 +56,8 @@ def _pieces(examples: Sequence[Example], task: Task, encoder: TokenizerEncoder, 
     start, room = encoder.start, budget.room - len(encoder.start)
     texts = ((example.key, encoder.ids_of(note_text(example.sections, task))) for example in examples)
     prompts = {key: tuple(Prompt((*start, *piece), None, False) for piece in chunks(ids, room)) for key, ids in texts}
+    if not any(prompts.values()):
+        raise InputError("no text has two tokens or more", expected="a token to predict, and one before it")
     return Encoded(prompts, _lengths(prompts))
 
 

@@ -63,6 +63,8 @@ def data_facts(config: RunConfig, cases: Cases, encoded: Encoded) -> dict[str, A
     corpus, split, least = cases.corpus, cases.split, smallest_cell(cases.corpus)
     classes = corpus.task.classes
     dealt = partition_facts(cases.clients, classes, cases.dealing, smallest_cell=least)
+    pooled = label_counts(corpus.examples, classes, smallest_cell=least)
+    parts = [label_counts(part, classes, smallest_cell=least) for part in (split.train, split.validation, split.test)]
     facts = {
         "synthetic": corpus.synthetic,
         "source": corpus.source,
@@ -73,8 +75,9 @@ def data_facts(config: RunConfig, cases: Cases, encoded: Encoded) -> dict[str, A
         "num_train": len(split.train),
         "num_validation": len(split.validation),
         "num_test": len(split.test),
-        "label_counts": label_counts(corpus.examples, classes, smallest_cell=least),
-        "test_label_counts": label_counts(split.test, classes, smallest_cell=least),
+        # A sum over training, validation and test would tell the one of them that is hidden
+        "label_counts": {name: None if any(part[name] is None for part in parts) else pooled[name] for name in classes},
+        "test_label_counts": parts[-1],
         "smallest_cell": least or None,
         "split": split.facts,
         "partition": {key: value for key, value in dealt.items() if key != "clients"},

@@ -64,8 +64,9 @@ def _accuracy_lines(final: Mapping[str, Any], base: Mapping[str, Any], result: M
         lines.append(f"client    {worst['accuracy']:.1%} at {worst['name']}, the one with the lowest accuracy")
     written = final["evaluation"]["generation"]
     if written is not None:
+        rules = " by the published rules" if result["task"]["kind"] == "diagnosis" else ""
         lines.append(
-            f"written   {written['hardware']['accuracy']:.1%} right by the published rules,"
+            f"written   {written['hardware']['accuracy']:.1%} right{rules},"
             f" {written['hardware']['unparsable']:.1%} name no class"
         )
     return lines

@@ -6,11 +6,15 @@ import os
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from fllm import cli
 from fllm.config import RunConfig
 from fllm.runs import RunResult, run
 from tests.end_to_end.stopping import StopsAfter, interrupt
@@ -37,3 +41,39 @@ def finished(out: Path) -> RunResult:
 def interrupted(out: Path) -> Path:
     """Return the folder of the same run, stopped after its first round; tests copy it."""
     return interrupt(RunConfig(**TINY), out, StopsAfter(1))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left: its exit code, and all that it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def terminal(self) -> str:
+        return self.stdout + self.stderr
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Return a function that gives a command line to ``fllm``, or to ``fllm-run`` where it starts with an option."""
+
+    def call(*arguments: str | Path) -> Said:
+        given = [*map(str, arguments)]
+        runs = given[0].startswith("--")
+        monkeypatch.setattr(sys, "argv", ["fllm-run" if runs else "fllm", *given])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            (cli.run_main if runs else cli.main)()
+        return Said(int(stop.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def _without_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Draw no figures and pages, which takes half of the time of a small run; they follow from the record alone."""
+    monkeypatch.setattr("fllm.runs.render", lambda *_: None)
+    yield

@@ -25,7 +25,10 @@ from tests import tolerances
 from tests.fllm.small import SHIPPED, TINY, fresh_model
 
 ONE_ROUND = TINY | {"num_rounds": 1}
-FIGURES = {"baselines", "communication", "energy_parts", "loss", "rounds", "timeline", "tornado", "training"}
+FIGURES = {
+    "baselines", "communication", "confusion_hardware", "confusion_ideal", "energy_parts", "label_mix", "loss",
+    "reliability", "rounds", "standing", "timeline", "tornado", "training",
+}  # fmt: skip
 
 
 def test_run_writes_everything_and_nothing_else(finished: RunResult) -> None:

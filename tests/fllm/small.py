@@ -18,7 +18,7 @@ import fllm
 from device_models import load_device
 from fllm.config import LoraSettings
 from fllm.data import write_cohort
-from fllm.data.cdm_files import COLUMNS
+from fllm.data.cdm_files import COLUMNS, OUTCOMES
 from fllm.model.adapters import attach_adapter
 from fllm.model.base import SHIPPED as NAME
 from fllm.model.base import load_model
@@ -35,6 +35,11 @@ TINY: dict[str, Any] = {
 
 SHORT: dict[str, Any] = TINY | {"num_cases": 40, "num_rounds": 1, "max_tokens": 48}
 """Settings of a run that takes two seconds without its report: prompts lose most of their text."""
+
+OUTCOME_NAMES = sorted(
+    {name for file in OUTCOMES for name in (file, file.removesuffix(".csv"), *COLUMNS[file])} - {"hadm_id"}
+)
+"""Every file and column that tells the answer or its treatment."""
 
 OUTCOME_CANARIES: dict[tuple[str, str], str] = {
     ("discharge_diagnosis.csv", "discharge_diagnosis"): "quokkaria",

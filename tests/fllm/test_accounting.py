@@ -16,7 +16,9 @@ from hwsim import EventCounts
 def prepared(*lengths: int) -> Any:
     prompts = [Prompt(tuple(range(length)), 0, False) for length in lengths]
     device = load_device("gaincell_28nm", {"window.tokens": 8})
-    return SimpleNamespace(device=device, held_out=SimpleNamespace(test=prompts), model=None, dies=[None], period_s=1e-5)
+    return SimpleNamespace(
+        device=device, held_out=SimpleNamespace(test=prompts), model=None, dies=[None], period_s=1e-5
+    )
 
 
 def test_charge_that_cannot_be_measured_leaves_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
+import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,19 @@ import yaml
 from device_models.loading import preset_folder
 from device_models.strict_yaml import read_yaml
 from fllm import cli
-from tests.fllm.small import CANARY, SHIPPED, TINY, cohort_with_canary, copied, edit_json
+from fllm.data.cdm_files import COLUMNS
+from tests.fllm.small import (
+    CANARY,
+    OUTCOME_NAMES,
+    SHIPPED,
+    TINY,
+    cohort_with_canary,
+    copied,
+    edit_column,
+    edit_json,
+    rewrite,
+    table_of_texts,
+)
 
 SETTINGS = [f"--set={key}={TINY[key]}" for key in ("num_cases", "local_steps", "threads")]
 """Those that have no option of their own: ``--set`` wins over options."""
@@ -42,6 +59,7 @@ class Bad:
         assert len(stderr.splitlines()) == 1, stderr
         assert stderr.endswith("\n")
         assert CANARY not in (stdout + stderr).lower()
+        assert not re.search(r"\b9\d{7}\b", stdout + stderr), "a number of an admission"
         assert not self.out.exists(), sorted(self.out.rglob("*"))
         return stderr
 
@@ -99,6 +117,10 @@ def device_file(tmp_path: Path) -> Callable[[str, object], Path]:
         (["--num-clients", "59"], "number of clients"),
         (["--num-clients", "61"], "more hospitals than cases"),
         (["--resume", "absent"], "--resume"),
+        (["--task", "diagnose"], "task"),
+        (["--partition", "hospitals"], "partition"),
+        (["--set", "cues.mask=no"], "cues.mask"),
+        (["--set", "lora_baselines=local"], "lora_baselines"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -141,6 +163,7 @@ def data(canary_cohort: Path, tmp_path: Path) -> Path:
 
 
 HISTORY, EXAMINATION = "history_of_present_illness.csv", "physical_examination.csv"
+LABS, RADIOLOGY = "laboratory_tests.csv", "radiology_reports.csv"
 
 
 def without_file(data: Path) -> str:
@@ -195,7 +218,7 @@ def unknown_diagnosis(data: Path) -> str:
 
 def text_for_a_diagnosis(data: Path) -> str:
     edit_json(data / "pathology_ids.json", **{f"{CANARY}: a sentence of a note.": []})
-    return "pathology_ids.json: unknown diagnosis a key that is no name"
+    return "pathology_ids.json: a key that is none of the diagnoses"
 
 
 def broken_labels(data: Path) -> str:
@@ -208,16 +231,146 @@ def no_labels(data: Path) -> str:
     return "pathology_ids.json: file missing"
 
 
+def renamed_column(data: Path) -> str:
+    text = (data / LABS).read_text(encoding="utf-8")
+    (data / LABS).write_text(text.replace("valuestr", "value", 1), encoding="utf-8")
+    return f"{LABS}: column 'valuestr' missing"
+
+
+def admission_twice(data: Path) -> str:
+    with (data / HISTORY).open(encoding="utf-8", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    rewrite(data / HISTORY, header, [*rows, [rows[4][0], CANARY]])
+    return f"{HISTORY}, row 61: duplicate hadm_id"
+
+
+def report_twice(data: Path) -> str:
+    with (data / RADIOLOGY).open(encoding="utf-8", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    rewrite(data / RADIOLOGY, header, [*rows, rows[0]])
+    return f"{RADIOLOGY}, row {len(rows) + 1}: "
+
+
+def label_twice(data: Path) -> str:
+    labels = json.loads((data / "pathology_ids.json").read_text(encoding="utf-8"))
+    labels["appendicitis"].append(labels["pancreatitis"][0])
+    edit_json(data / "pathology_ids.json", **labels)
+    return "pathology_ids.json: "
+
+
+def fraction_for_an_id(data: Path) -> str:
+    edit_column(data / LABS, "itemid", lambda cell: f"{cell}.5")
+    return f"{LABS}, row 1: itemid is no whole number"
+
+
+def text_for_a_limit(data: Path) -> str:
+    edit_column(data / LABS, "ref_range_upper", lambda _: CANARY)
+    return f"{LABS}, row 1: ref_range_upper is no number"
+
+
+def archive_for_a_table(data: Path) -> str:
+    with zipfile.ZipFile(data / EXAMINATION, "w") as archive:
+        archive.writestr(EXAMINATION, CANARY)
+    return f"{EXAMINATION}: this is a zip archive"
+
+
+def gzip_for_a_table(data: Path) -> str:
+    (data / RADIOLOGY).write_bytes(gzip.compress((data / RADIOLOGY).read_bytes()))
+    return f"{RADIOLOGY}: this is gzip-compressed"
+
+
+def no_rows_of_tests(data: Path) -> str:
+    text = (data / LABS).read_text(encoding="utf-8")
+    (data / LABS).write_text(text.partition("\n")[0] + "\n", encoding="utf-8")
+    return f"{LABS}: no rows"
+
+
+def fabricated_cases_among_others(data: Path) -> str:
+    text = (data / RADIOLOGY).read_text(encoding="utf-8")
+    (data / RADIOLOGY).write_text(text.replace("SYN-", "N-", 1), encoding="utf-8")
+    return f"{HISTORY}: fabricated cases are mixed with others"
+
+
 @pytest.mark.parametrize(
     "breakage",
     [
         without_file, empty_csv, header_alone, without_header, open_quote, one_field_more, text_for_an_id,
-        other_encoding, unknown_diagnosis, text_for_a_diagnosis, broken_labels, no_labels,
+        other_encoding, unknown_diagnosis, text_for_a_diagnosis, broken_labels, no_labels, renamed_column,
+        admission_twice, report_twice, label_twice, fraction_for_an_id, text_for_a_limit, archive_for_a_table,
+        gzip_for_a_table, no_rows_of_tests, fabricated_cases_among_others,
     ],
 )  # fmt: skip
 def test_bad_data_is_named_without_its_text(bad: Bad, data: Path, breakage: Callable[[Path], str]) -> None:
     expected = breakage(data)
     assert expected in bad("--data-dir", data)
+
+
+@pytest.mark.parametrize("name", [*COLUMNS, "pathology_ids.json"])
+def test_every_table_must_be_there(bad: Bad, data: Path, name: str) -> None:
+    """Also those that are never opened: an incomplete download is the likely cause."""
+    (data / name).unlink()
+    assert f"{name}: file missing" in bad("--data-dir", data)
+
+
+@pytest.mark.parametrize("name", [*OUTCOME_NAMES, "pathology_ids.json"])
+def test_no_outcome_can_be_a_field(bad: Bad, name: str) -> None:
+    assert f"'{name}' leaks the answer" in bad("--fields", f"history,{name}")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return table_of_texts(tmp_path / "weather.csv")
+
+
+def test_table_that_does_not_fit_its_columns(bad: Bad, table: Path) -> None:
+    csv_task = ("--task", "csv", "--data-file", table)
+    assert "column 'txt' missing" in bad(*csv_task, "--text-column", "txt")
+    assert "the model must not see" in bad(*csv_task, "--text-column", "label")
+    assert "is this the label column?" in bad(*csv_task, "--label-column", "text", "--text-column", "station")
+    assert "is this the client column?" in bad(*csv_task, "--client-column", "text")
+    assert "names no part of the data" in bad(*csv_task, "--set=split=column", "--set=split_column=station")
+    assert "one table at a time" in bad(*csv_task, "--data-file", table)
+
+
+def test_table_that_is_broken(bad: Bad, tmp_path: Path, table: Path) -> None:
+    csv_task = ("--task", "csv", "--data-file", table)
+    whole = table.read_text(encoding="utf-8")
+    for content, what in (
+        ("", "the file is empty"),
+        ("text,label\n", "no rows"),
+        (whole + f'"{CANARY} without end', "weather.csv"),
+        (whole + f"{CANARY},calm,x,train,more\n", "weather.csv, row 61"),
+        (whole + f"{CANARY},,x,train\n", "column 'label' is empty in 1 of 61 rows"),
+    ):
+        table.write_text(content, encoding="utf-8")
+        assert what in bad(*csv_task), what
+    assert "absent.csv" in bad("--task", "csv", "--data-file", tmp_path / "absent.csv")
+    assert "unknown kind of table" in bad("--task", "csv", "--data-file", tmp_path / "data.parquet")
+
+
+def test_texts_that_are_none(bad: Bad, tmp_path: Path, table: Path) -> None:
+    assert "unknown kind of text file" in bad("--task", "text", "--data-file", table)
+    (tmp_path / "note.txt").write_text(CANARY, encoding="utf-8")
+    assert "too few cases to split" in bad("--task", "text", "--data-file", tmp_path / "note.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--task", "csv"], "data_files"),
+        (["--data-file", "notes.csv"], "data_dir"),
+        (["--task", "text", "--data-file", "notes.txt", "--set", "generation=true"], "generation"),
+        (["--task", "csv", "--data-file", "notes.csv", "--partition", "age"], "clinical cases"),
+        (["--set", "calibration=temperature"], "validation_fraction"),
+        (["--set", "split=kfold", "--set", "fold=5"], "fold out of range"),
+        (["--set", "split=lacdm", "--num-clients", "2"], "too few cases for the published split"),
+        (["--partition", "dirichlet", "--num-clients", "30"], "too few training examples for each client"),
+        (["--set", "field_tokens.lab=3"], "a budget for no field, 'lab'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_do_not_go_together(bad: Bad, arguments: list[str], named: str) -> None:
+    assert named in bad(*arguments)
 
 
 def test_data_folder_that_is_a_file(bad: Bad, data: Path) -> None:
@@ -349,7 +502,10 @@ def test_help_tells_every_option(capsys: pytest.CaptureFixture[str], monkeypatch
         cli.run_main()
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--device-model", "--num-clients", "--data-dir", "--model", "--set", "--resume", "--out"):
+    for option in (
+        "--device-model", "--num-clients", "--data-dir", "--task", "--data-file", "--text-column", "--label-column",
+        "--client-column", "--partition", "--model", "--fields", "--set", "--resume", "--out",
+    ):  # fmt: skip
         assert option in text
 
 
@@ -367,3 +523,36 @@ def test_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code, capsys.readouterr().err) == (1, "error: no space left on the disk; free some and resume\n")
+
+
+# Our own mistakes: their place is shown, and what they say is not, as it could quote a note.
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(f"cannot read {CANARY}"), KeyError(CANARY), RuntimeError(f"{CANARY}\n{CANARY}"), OSError(CANARY),
+        UnicodeDecodeError("utf-8", CANARY.encode(), 0, 1, CANARY), TypeError(CANARY),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_unexpected_error_says_where_and_not_what(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fllm.runs.prepare", raising(error))
+    monkeypatch.setattr(sys, "argv", ["fllm-run", *SETTINGS, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        cli.run_main()
+    stdout, stderr = capsys.readouterr()
+    assert stop.value.code == 1
+    assert CANARY not in stdout + stderr
+    assert f"internal error: {type(error).__name__}" in stderr
+    assert "runs.py" in stderr and "test_cli.py" in stderr
+    assert not (tmp_path / "out").exists()

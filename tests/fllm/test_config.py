@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from device_models import InputError
 from fllm.config import CueSettings, RunConfig, load_config, parse_setting, validate_config
-from fllm.data.cdm_files import COLUMNS, OUTCOMES
 from fllm.data.prompts import Cues
+from tests.fllm.small import OUTCOME_NAMES
 
 RUN_FILES = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
 
@@ -151,8 +151,8 @@ def test_switches_are_those_of_the_notes() -> None:
             assert getattr(Cues(**{name: position}), name) == position
 
 
-TABLE = {"task": "csv", "data_files": ["notes.csv"]}
-TEXT = {"task": "text", "data_files": ["notes.txt"]}
+TABLE: dict[str, Any] = {"task": "csv", "data_files": ["notes.csv"]}
+TEXT: dict[str, Any] = {"task": "text", "data_files": ["notes.txt"]}
 
 
 @pytest.mark.parametrize(
@@ -220,12 +220,6 @@ def test_good_token_period(period: str) -> None:
 )
 def test_unknown_or_forbidden_fields(fields: list[str], what: str) -> None:
     assert what in refused({"fields": fields})
-
-
-OUTCOME_NAMES = sorted(
-    {name for file in OUTCOMES for name in (file, file.removesuffix(".csv"), *COLUMNS[file])} - {"hadm_id"}
-)
-"""Every file and column that tells the answer or its treatment."""
 
 
 @pytest.mark.parametrize("name", [*OUTCOME_NAMES, "pathology_ids.json", "ICD_Diagnosis", "Discharge_Diagnosis"])

@@ -21,13 +21,13 @@ from device_models.costs import PARTS
 from device_models.quantities import parse_quantity
 from device_models.retention import signal_left, stored_voltage
 from fllm.accounting import stored_heads
+from fllm.cases import load_cases
 from fllm.config import RunConfig
 from fllm.energy import energy_facts
 from fllm.evaluation import METRICS, Scores
 from fllm.federation.server_app import RoundFailed
 from fllm.model.adapters import read_adapter, set_adapter
 from fllm.model.base import load_model
-from fllm.cases import load_cases
 from fllm.preparation import HeldOut, device_of, evaluation_die, ideal_twin, load_bench
 from fllm.runs import RunResult
 from fllm.sweeps.bench import Held, Worker
