@@ -114,7 +114,7 @@ def holdout(
     validation: list[Example] = []
     test: list[Example] = []
     for group in _strata(examples, classes, seed, "split"):
-        n_test = _share(test_fraction, len(group), leave=1)
+        n_test = _share(test_fraction, len(group), leave=2 if validation_fraction and len(group) > 2 else 1)
         n_validation = _share(validation_fraction, len(group), leave=n_test + 1) if validation_fraction else 0
         test += group[:n_test]
         validation += group[n_test : n_test + n_validation]

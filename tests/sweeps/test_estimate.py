@@ -73,7 +73,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> type[Tries]:
     monkeypatch.setattr(Tries, "points", [], raising=False)
     monkeypatch.setattr(Tries, "refused", set(), raising=False)
     monkeypatch.setattr(fllm.sweeps.estimate, "Held", Tries)
-    monkeypatch.setattr(fllm.sweeps.estimate, "prepare", lambda config, observer: SimpleNamespace(bench=None, test=[]))
+    monkeypatch.setattr(
+        fllm.sweeps.estimate, "prepare", lambda config, observer: SimpleNamespace(bench=None, held_out=None)
+    )
     monkeypatch.setattr(fllm.sweeps.estimate, "_training", lambda prepared, evaluation_s: 100.0)
     return Tries
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fllm.sweeps.plan
 from device_models import InputError, load_device
 from device_models.loading import key_units, preset_folder, preset_names
-from fllm.config import LoraSettings, RunConfig, load_config
+from fllm.config import CueSettings, LoraSettings, RunConfig, load_config
 from fllm.sweeps.design import Vary
 from fllm.sweeps.plan import MANY_POINTS, ON_THE_DEVICE, Key, Plan, base_values, with_settings
 from tests.sweeps.small import SMALLEST, make
@@ -342,26 +342,39 @@ def test_very_many_points_want_to_be_confirmed(monkeypatch: pytest.MonkeyPatch) 
 OTHER: dict[str, Any] = {
     "device_model": "ideal", "device": {"readout.bits": 3, "retention.tau": "1 ms"}, "token_period": "auto",
     "model": "folder", "adaptation": "two_step", "data_dir": "data", "fields": ("history", "labs"), "num_cases": 41,
+    "cues": CueSettings(mask="keep", studies="hidden", mentions="neutral", panel="full"), "split": "kfold",
+    "validation_fraction": 0.1, "num_folds": 3, "fold": 1, "field_tokens": {"labs": 20}, "partition": "iid",
+    "dirichlet_alpha": 0.5, "lora_baselines": ("local",), "centralised_steps": 7, "calibration": "content_free",
+    "generation": True,
     "num_hospitals": 3, "label_concentration": 2.5, "test_fraction": 0.3, "max_tokens": 100, "num_clients": 3,
     "num_rounds": 2, "batch_size": 3, "local_steps": 5, "learning_rate": 1e-4, "note_loss": 0.5,
     "lora": LoraSettings(r=2, alpha=3.0, dropout=0.1), "network": "5g", "dies": 3, "seed": 9, "threads": 1,
 }  # fmt: skip
-"""Of every key another value than the default."""
+"""Of every key of the diagnosis another value than the default."""
+TABLE: dict[str, Any] = {
+    "task": "csv", "data_files": ("table.csv",), "text_column": "note", "label_column": "class",
+    "client_column": "site", "split_column": "part",
+}  # fmt: skip
+"""The same of the keys that only a table has."""
 
 
 def test_every_key_has_another_value() -> None:
-    config, default = RunConfig(**OTHER), RunConfig()
-    assert set(OTHER) == set(RunConfig.model_fields)
-    assert [key for key in OTHER if getattr(config, key) == getattr(default, key)] == []
+    default = RunConfig()
+    assert set(OTHER) | set(TABLE) == set(RunConfig.model_fields)
+    for others in (OTHER, TABLE):
+        config = RunConfig(**others)
+        assert [key for key in others if getattr(config, key) == getattr(default, key)] == []
 
 
 def test_nothing_is_lost_where_nothing_is_set() -> None:
     assert with_settings(RunConfig(**OTHER), {}) == RunConfig(**OTHER)
+    assert with_settings(RunConfig(**TABLE), {}) == RunConfig(**TABLE)
     assert with_settings(RunConfig(), {}) == RunConfig()
 
 
 DOTTED = {
-    **{key: value for key, value in OTHER.items() if key not in ("lora", "device")},
+    **{key: value for key, value in OTHER.items() if key not in ("lora", "device", "cues")},
+    **{f"cues.{key}": value for key, value in OTHER["cues"].model_dump().items()},
     **{f"lora.{key}": value for key, value in OTHER["lora"].model_dump().items()},
     **{f"device.{key}": value for key, value in OTHER["device"].items()},
 }
@@ -369,7 +382,7 @@ DOTTED = {
 
 @pytest.mark.parametrize("key", DOTTED)
 def test_one_key_is_set_and_the_others_stay(key: str) -> None:
-    value = list(DOTTED[key]) if key == "fields" else DOTTED[key]
+    value = list(DOTTED[key]) if isinstance(DOTTED[key], tuple) else DOTTED[key]
     changed = with_settings(RunConfig(), {key: value})
     assert changed == load_config(None, {key: value})
     assert changed != RunConfig()
