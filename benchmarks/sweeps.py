@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from fllm.config import validate_config
 from fllm.cases import load_cases
+from fllm.config import validate_config
 from fllm.preparation import HeldOut, device_of, evaluation_die, load_bench
 from fllm.results import read_result
 from fllm.sweeps.design import parse_vary
