@@ -75,7 +75,9 @@ def data_check(
     counts: Counter[str] = Counter(finding.level for finding in findings)
     console.print(", ".join(f"{level}: {counts[level]}" for level in _STYLES if counts[level]))
     if counts["error"]:
-        print_error(f"error: {folder}: {counts['error']} findings would make a number wrong; repair them before a run")
+        number = counts["error"]
+        found = "1 finding" if number == 1 else f"{number} findings"
+        print_error(f"error: {folder}: {found} would make a number wrong; repair before a run")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
