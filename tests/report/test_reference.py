@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from fllm.report import render
+from fllm.report import render, render_comparison
 from fllm.results import read_result, rounds_csv
 from fllm.sweeps.table import columns_of
 
 ROOT = Path(__file__).parent.parent.parent
 REFERENCE = ROOT / "reports" / "reference"
 NAMES = ("default-run", "presets", "tau-bits")
+SEEDS = "all-fields"
+"""Five runs that differ in the seed alone, and their comparison."""
 SUMS = "SHA256SUMS"
 DRAWN_BY = ("contourpy", "fonttools", "matplotlib", "numpy", "pillow")
 
@@ -25,16 +27,33 @@ def _pinned() -> bool:
 
 
 def test_every_reference_is_tested() -> None:
-    assert sorted(path.name for path in REFERENCE.iterdir() if path.is_dir()) == sorted(NAMES)
+    assert sorted(path.name for path in REFERENCE.iterdir() if path.is_dir()) == sorted([*NAMES, SEEDS])
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="figures are the same to the byte on one platform only")
 @pytest.mark.skipif(not _pinned(), reason="figures are the same to the byte with the pinned versions only")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reference_is_made_again_to_the_byte(name: str, tmp_path: Path) -> None:
-    folder = REFERENCE / name
-    made = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in
-            render(read_result(folder / "result.json"), tmp_path)}  # fmt: skip
+    render(read_result(REFERENCE / name / "result.json"), tmp_path)
+    assert_equal_to_the_byte(REFERENCE / name, tmp_path)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="figures are the same to the byte on one platform only")
+@pytest.mark.skipif(not _pinned(), reason="figures are the same to the byte with the pinned versions only")
+def test_the_comparison_of_seeds_is_made_again_to_the_byte(tmp_path: Path) -> None:
+    runs = _runs_of_seeds()
+    render_comparison([read_result(run / "result.json") for run in runs], [run.name for run in runs], tmp_path)
+    assert_equal_to_the_byte(REFERENCE / SEEDS, tmp_path)
+
+
+def _runs_of_seeds() -> list[Path]:
+    return [REFERENCE / SEEDS / f"seed{seed}" for seed in range(5)]
+
+
+def assert_equal_to_the_byte(folder: Path, again: Path) -> None:
+    """Compare all that was rendered with what is committed, directly or by its digest."""
+    name = folder.name
+    made = {path.relative_to(again).as_posix(): path.read_bytes() for path in again.rglob("*") if path.is_file()}
     drawn = sorted(folder.glob("figures/*.svg"))
     assert len(drawn) >= 4
     for path in (folder / "report.md", *drawn):
@@ -52,6 +71,18 @@ def test_a_reference_is_finished_small_and_made_of_synthetic_data(name: str) -> 
     assert result["command"].startswith(("fllm sweep --", "fllm-run --"))
     kept = [path for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".md", ".safetensors", ".svg")]
     assert sum(path.stat().st_size for path in kept) < 1.5e6
+
+
+def test_federation_beats_each_hospital_alone_on_all_fields() -> None:
+    """What the comparison says, read from the results themselves."""
+    results = [read_result(run / "result.json") for run in _runs_of_seeds()]
+    assert [result["config"]["seed"] for result in results] == list(range(5))
+    assert len({repr(sorted((result["config"] | {"seed": 0}).items())) for result in results}) == 1
+    assert results[0]["config"]["fields"] == ["history", "examination", "labs", "imaging"]
+    for result in results:
+        assert result["status"] == "completed" and result["data"]["synthetic"] is True
+        alone = result["baselines"]["lora_local"]["macro_f1"]
+        assert result["final"]["evaluation"]["hardware"]["macro_f1"]["value"] > alone
 
 
 def test_tables_of_the_references_agree_with_their_results() -> None:
