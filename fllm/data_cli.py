@@ -76,8 +76,8 @@ def data_check(
     console.print(", ".join(f"{level}: {counts[level]}" for level in _STYLES if counts[level]))
     if counts["error"]:
         number = counts["error"]
-        found = "1 finding" if number == 1 else f"{number} findings"
-        print_error(f"error: {folder}: {found} would make a number wrong; repair before a run")
+        shown = "1 finding" if number == 1 else f"{number} findings"
+        print_error(f"error: {folder}: {shown} would make a number wrong; repair before a run")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
