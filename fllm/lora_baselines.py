@@ -18,9 +18,8 @@ from fllm.config import RunConfig
 from fllm.evaluation import Scores, bootstrap_interval, over_dies, scores_facts
 from fllm.federation.task import Hospital
 from fllm.model.adapters import get_adapter, set_adapter
-from fllm.preparation import Prepared, make_hospital
-from hwsim import Die
-from hwsim.randomness import seed_of
+from fllm.outcome import Evaluation, evaluate_everywhere
+from fllm.preparation import Prepared, hospital_die, make_hospital
 
 NAMES = {"centralised": "LoRA, centralised", "local": "LoRA, each client alone"}
 """Kind of baseline -> its name in reports."""
@@ -58,7 +57,7 @@ def lora_baseline(kind: str, prepared: Prepared, on_stage: Callable[[str], None]
 def _pooled(prepared: Prepared) -> Hospital:
     """Return one client that holds all training cases, on a chip of its own."""
     config, hospitals = prepared.config, prepared.hospitals
-    chip = Die(seed_of(config.seed, "hospital's chip", len(hospitals)), prepared.device)
+    chip = hospital_die(config, prepared.device, len(hospitals))
     training = replace(hospitals[0].training, steps=pooled_steps(config))
     prompts = prepared.encoded.of(prepared.cases.split.train)
     return make_hospital(len(hospitals), prompts, prepared.bench, chip, training)
@@ -78,21 +77,18 @@ def _trained(learner: Hospital, prepared: Prepared, on_stage: Callable[[str], No
     return adapter
 
 
-def _scored(adapter: Mapping[str, Tensor], prepared: Prepared) -> tuple[Scores, list[Scores]]:
-    """Return the scores on the ideal device, and on each die."""
+def _scored(adapter: Mapping[str, Tensor], prepared: Prepared) -> Evaluation:
     set_adapter(prepared.model, adapter)
-    bench, held_out, period_s = prepared.bench, prepared.held_out, prepared.period_s
-    ideal = bench.score(held_out, prepared.ideal, None, period_s)
-    return ideal, [bench.score(held_out, prepared.device, die, period_s) for die in prepared.dies]
+    return evaluate_everywhere(prepared)
 
 
-def _facts(kind: str, found: list[tuple[Scores, list[Scores]]], prepared: Prepared) -> dict[str, Any]:
+def _facts(kind: str, found: list[Evaluation], prepared: Prepared) -> dict[str, Any]:
     config = prepared.config
     classes, seed = prepared.cases.corpus.task.classes, config.seed
-    dies = [_summed_up(own, classes, seed) for _, own in found]
+    dies = [_summed_up(own.dies, classes, seed) for own in found]
     steps = config.local_steps if kind == "local" else pooled_steps(config)
-    facts = _summed_up([score for _, own in found for score in own], classes, seed) | {
-        "ideal": _summed_up([ideal for ideal, _ in found], classes, seed),
+    facts = _summed_up([score for own in found for score in own.dies], classes, seed) | {
+        "ideal": _summed_up([own.ideal for own in found], classes, seed),
         "steps": config.num_rounds * steps,
     }
     if kind == "local":

@@ -18,8 +18,7 @@ from fllm.cases import Cases, load_cases
 from fllm.config import RunConfig
 from fllm.data import build_note, load_synthetic
 from fllm.data.budget import TokenBudget
-from fllm.data.corpora import answer_text
-from fllm.data.corpus import Example, Task
+from fllm.data.corpus import Example, Task, answer_text
 from fllm.evaluation import Prompt, Scores, evaluate
 from fllm.federation.task import Hospital, LocalTraining
 from fllm.model.adapters import attach_adapter, get_adapter
@@ -126,7 +125,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     _check_prompts(cases, encoded)
     observer.stage("scoring the baselines")
     period_s = bench.loaded.placing.token_period_s
-    chips = [Die(seed_of(config.seed, "hospital's chip", index), device) for index in range(len(cases.clients))]
+    chips = [hospital_die(config, device, index) for index in range(len(cases.clients))]
     dies = [evaluation_die(config, device, number) for number in range(config.dies)]
     idle = idle_effects(device, die=True, noise=True, token_period_s=period_s)
     record = {
@@ -201,6 +200,11 @@ def load_bench(config: RunConfig, task: Task, device: DeviceModel) -> Bench:
 def token_period_of(config: RunConfig) -> float | str:
     """Return the time between two tokens [s], or ``"auto"``."""
     return "auto" if config.token_period == "auto" else parse_quantity(config.token_period, "s")
+
+
+def hospital_die(config: RunConfig, device: DeviceModel, index: int) -> Die:
+    """Return the chip of a client; one index further is that of the client that holds all cases."""
+    return Die(seed_of(config.seed, "hospital's chip", index), device)
 
 
 def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:

@@ -49,11 +49,6 @@ class TableColumns:
         return tuple(name.strip() for name in self.text.split(","))
 
 
-def answer_text(class_name: str) -> str:
-    """Return what a model must write behind the cue: a blank and the name of the class."""
-    return f" {class_name}"
-
-
 def read_table(path: Path, columns: TableColumns | None = None, *, language: bool = False) -> Corpus:
     """Read a CSV, TSV or JSONL file, plain or gzipped, as one text per row.
 

@@ -78,3 +78,8 @@ def note_text(sections: tuple[tuple[str, str], ...], task: Task) -> str:
     """Write the parts of a text as one line each, and the cue for the answer at its end."""
     lines = [f"{name}: {text}" if name else text for name, text in sections]
     return "\n".join([*lines, task.cue] if task.cue else lines)
+
+
+def answer_text(class_name: str) -> str:
+    """Return what a model must write behind the cue: a blank and the name of the class."""
+    return f" {class_name}"

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 
 from device_models.errors import InputError, nearest
 from fllm.data.cdm import DIAGNOSES, Case, Cohort, RadiologyReport
-from fllm.data.corpus import Corpus, Example, Task, note_text
+from fllm.data.corpus import Corpus, Example, Task, answer_text, note_text
 from fllm.data.lab_panels import Panel, labs_text
 
 FIELDS: tuple[str, ...] = ("history", "examination", "labs", "imaging")
@@ -99,7 +99,7 @@ def answer(diagnosis: str) -> str:
     """
     if diagnosis not in DIAGNOSES:
         raise InputError("unknown diagnosis", expected=", ".join(DIAGNOSES), remedy=nearest(diagnosis, DIAGNOSES))
-    return f" {diagnosis}"
+    return answer_text(diagnosis)
 
 
 def diagnosis_corpus(cohort: Cohort, fields: Sequence[str] = FIELDS, cues: Cues = DEFAULT_CUES) -> Corpus:

@@ -65,13 +65,13 @@ def answer(result: Mapping[str, Any]) -> Answer:
         rounds_done=sum(row["round"] > 0 for row in rounds),
         rounds_planned=value_at(result, "config", "num_rounds"),
         last=last,
-        accuracy_ideal=_first(final.get("accuracy_ideal"), value_at(last, "ideal", "accuracy")),
-        accuracy_hardware=_first(final.get("accuracy_hardware"), value_at(last, "hardware", "accuracy", "mean")),
+        accuracy_ideal=first_known(final.get("accuracy_ideal"), value_at(last, "ideal", "accuracy")),
+        accuracy_hardware=first_known(final.get("accuracy_hardware"), value_at(last, "hardware", "accuracy", "mean")),
         interval_ideal=_interval(final, "ideal"),
         interval_hardware=_interval(final, "hardware"),
-        energy_per_token_j=_first(final.get("energy_per_token_j"), last_priced.get("energy_per_token_j")),
+        energy_per_token_j=first_known(final.get("energy_per_token_j"), last_priced.get("energy_per_token_j")),
         parts_j=_parts(final, last_priced),
-        latency_per_token_s=_first(final.get("latency_per_token_s"), last_priced.get("latency_per_token_s")),
+        latency_per_token_s=first_known(final.get("latency_per_token_s"), last_priced.get("latency_per_token_s")),
     )
 
 
@@ -174,7 +174,7 @@ def _interval(final: Mapping[str, Any], device: str) -> list[float] | None:
     return found or value_at(final, "accuracy_interval_95", device)
 
 
-def _first(*values: float | None) -> float | None:
+def first_known(*values: float | None) -> float | None:
     """Return the first value that is known."""
     return next((value for value in values if value is not None), None)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fllm.report.evaluation_facts import DEVICES, evaluation_of
+from fllm.report.evaluation_facts import evaluation_of
 from fllm.report.evaluation_tables import METRICS, confusion_of
 from fllm.report.standing import METRICS as STANDING_METRICS
 from fllm.report.standing import baseline_standings, own_standings
-from fllm.report.task import classes_of
+from fllm.report.task import DEVICES, classes_of
 from fllm.results import value_at
 
 Cell = str | float | int | None

@@ -9,10 +9,8 @@ from markupsafe import Markup
 
 from fllm.report.formatting import count, interval, p_value, percent, plural, significant
 from fllm.report.tables import link_doi
-from fllm.report.task import DIAGNOSIS, accuracy_name, case_noun, kind_of
+from fllm.report.task import DEVICES, DIAGNOSIS, accuracy_name, case_noun, kind_of
 from fllm.results import value_at
-
-DEVICES = {"ideal": "ideal device", "hardware": "emulated hardware"}
 
 FEW_CASES = 30
 """Test cases of a class below which its recall is marked as uncertain: one case moves it by more than 3 points."""

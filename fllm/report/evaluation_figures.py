@@ -25,10 +25,10 @@ from fllm.report.drawing import (
     percent_tick,
     shorten_middle,
 )
-from fllm.report.evaluation_facts import DEVICES, evaluation_of
+from fllm.report.evaluation_facts import evaluation_of
 from fllm.report.evaluation_tables import confusion_of, mean_count
 from fllm.report.formatting import percent
-from fllm.report.task import case_noun, classes_of
+from fllm.report.task import DEVICES, case_noun, classes_of
 from fllm.results import value_at
 
 _COLORS = LinearSegmentedColormap.from_list("share of a class", [CARD, *colormaps["Blues"](np.linspace(0.12, 1, 12))])

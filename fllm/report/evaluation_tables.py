@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fllm.report.data_tables import client_name
-from fllm.report.evaluation_facts import DEVICES, FEW_CASES, evaluation_of
+from fllm.report.evaluation_facts import FEW_CASES, evaluation_of
 from fllm.report.formatting import (
     between,
     change,
@@ -21,7 +21,7 @@ from fllm.report.formatting import (
     shown_count,
 )
 from fllm.report.tables import Group, Row, Table
-from fllm.report.task import accuracy_name, case_noun, classes_of
+from fllm.report.task import DEVICES, accuracy_name, case_noun, classes_of
 from fllm.results import value_at
 
 METRICS = {

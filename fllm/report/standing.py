@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fllm.report.answer import BASELINES, answer
+from fllm.report.answer import BASELINES, answer, first_known
 from fllm.report.formatting import plural
+from fllm.report.task import DEVICES
 from fllm.results import value_at
 
 Bounds = tuple[float, float] | None
@@ -28,8 +29,6 @@ _ORDER = {
     "unigram": "Unigrams",
 }
 """Baselines from the nearest to the simplest, with their names in results that do not name them."""
-
-_DEVICES = {HARDWARE: "emulated hardware", IDEAL: "ideal device"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Standing:
     def label(self) -> str:
         """Name, with the device where it has one, and of how many models it is the mean."""
         if self.key == OWN and self.device:
-            return f"{self.name}, {_DEVICES[self.device]}"
+            return f"{self.name}, {DEVICES[self.device]}"
         name = f"{self.name[:1].upper()}{self.name[1:]}"
         notes = [self.device] if self.device else []
         notes += [f"mean of {plural(self.num_clients, 'client')}"] if self.num_clients else []
@@ -129,9 +128,9 @@ def _own(result: Mapping[str, Any], device: str, metric: str) -> Estimate:
             IDEAL: (found.accuracy_ideal, found.interval_ideal),
             HARDWARE: (found.accuracy_hardware, found.interval_hardware),
         }[device]
-        return Estimate(_first(value, final.get("value")), pair(bounds or final.get("interval_95")))
+        return Estimate(first_known(value, final.get("value")), pair(bounds or final.get("interval_95")))
     path = (device, metric) if device == IDEAL else (device, metric, "mean")
-    return Estimate(_first(final.get("value"), value_at(found.last, *path)), pair(final.get("interval_95")))
+    return Estimate(first_known(final.get("value"), value_at(found.last, *path)), pair(final.get("interval_95")))
 
 
 def _baseline(key: str, found: Mapping[str, Any], device: str | None, num_clients: int = 0) -> Standing:
@@ -160,8 +159,3 @@ def _ranges(found: Mapping[str, Any], clients: list[Mapping[str, Any]]) -> dict[
 def pair(bounds: Any) -> Bounds:
     """Return the ends of an interval; None where it has none."""
     return (bounds[0], bounds[1]) if bounds and len(bounds) == 2 and None not in bounds else None
-
-
-def _first(*values: float | None) -> float | None:
-    """Return the first value that is known."""
-    return next((value for value in values if value is not None), None)

@@ -9,6 +9,9 @@ from fllm.results import value_at
 
 DIAGNOSIS, CLASSIFICATION, LANGUAGE = "diagnosis", "classification", "language"
 
+DEVICES = {"ideal": "ideal device", "hardware": "emulated hardware"}
+"""What a model is scored on, by its key in a result, and what it is called."""
+
 
 def kind_of(result: Mapping[str, Any]) -> str:
     """Kind of the task; a result that does not say is one of diagnosis, the first that there was."""

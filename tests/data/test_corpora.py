@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_models.errors import InputError
-from fllm.data.corpora import TableColumns, answer_text, part_of, read_table
-from fllm.data.corpus import Corpus, Task, note_text
+from fllm.data.corpora import TableColumns, part_of, read_table
+from fllm.data.corpus import Corpus, Task, answer_text, note_text
 from fllm.data.table_files import suffix_of
 
 SECRET = "zebrafish"

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import fllm.lora_baselines
 from fllm.config import RunConfig
-from fllm.evaluation import Scores
 from fllm.federation.task import Hospital
 from fllm.lora_baselines import key_of, lora_baseline, pooled_steps
 from fllm.model.adapters import adapter_digest, get_adapter, set_adapter
 from fllm.observer import Observer
+from fllm.outcome import Evaluation
 from fllm.preparation import Prepared, prepare
 from fllm.results import read_result
 from fllm.runs import Interrupted, resume, run
@@ -37,7 +37,7 @@ class Made:
         """Prompts that were trained on."""
         self.digests: list[str] = []
         """Adapters that were scored."""
-        self.scores: list[tuple[Scores, list[Scores]]] = []
+        self.scores: list[Evaluation] = []
         self.stages: list[str] = []
         set_adapter(prepared.model, scrambled(get_adapter(prepared.model), seed=own_adapter))
         self.before = adapter_digest(get_adapter(prepared.model))
@@ -54,7 +54,7 @@ class Made:
             self.read |= {prompt.tokens for prompt in batch}
             return backward(hospital, batch, server_round, step)
 
-        def watched_scores(adapter: Mapping[str, Tensor], prepared: Prepared) -> tuple[Scores, list[Scores]]:
+        def watched_scores(adapter: Mapping[str, Tensor], prepared: Prepared) -> Evaluation:
             self.digests.append(adapter_digest(dict(adapter)))
             self.scores.append(scored(adapter, prepared))
             return self.scores[-1]
@@ -110,14 +110,14 @@ def test_facts_of_local_are_means_over_clients_and_dies(local: Made) -> None:
         "name", "kind", "accuracy", "macro_f1", "interval_95", "ideal", "steps", "clients", "min", "max",
     }  # fmt: skip
     assert (facts["name"], facts["kind"]) == ("LoRA, each client alone", "lora")
-    assert [len(dies) for _, dies in scores] == [2, 2]
-    own = [sum(die.accuracy for die in dies) / 2 for _, dies in scores]
+    assert [len(each.dies) for each in scores] == [2, 2]
+    own = [sum(die.accuracy for die in each.dies) / 2 for each in scores]
     assert [row["accuracy"] for row in facts["clients"]] == pytest.approx(own)
     assert [row["client"] for row in facts["clients"]] == [0, 1]
     assert facts["accuracy"] == pytest.approx(sum(own) / 2)
     assert (facts["min"], facts["max"]) == pytest.approx((min(own), max(own)))
-    assert facts["ideal"]["accuracy"] == pytest.approx(sum(ideal.accuracy for ideal, _ in scores) / 2)
-    assert facts["macro_f1"] == pytest.approx(sum(die.macro_f1 or 0.0 for _, dies in scores for die in dies) / 4)
+    assert facts["ideal"]["accuracy"] == pytest.approx(sum(each.ideal.accuracy for each in scores) / 2)
+    assert facts["macro_f1"] == pytest.approx(sum(die.macro_f1 or 0.0 for each in scores for die in each.dies) / 4)
     for part in (facts, facts["ideal"]):
         assert set(part["interval_95"]) == {"accuracy", "macro_f1"}
         assert part["interval_95"]["accuracy"][0] <= part["accuracy"] <= part["interval_95"]["accuracy"][1]

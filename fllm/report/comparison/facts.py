@@ -238,3 +238,8 @@ def _all_or_some(differences: Differences, noun: str) -> str:
     if not differences.values:
         return f"all {plural(differences.equal, noun)}"
     return f"{differences.equal} of {plural(differences.total, noun)}"
+
+
+def less(one: float | None, other: float | None) -> float | None:
+    """Return the difference of two numbers; None where one is unknown."""
+    return None if one is None or other is None else one - other

@@ -31,6 +31,7 @@ from fllm.report.drawing import (
     beside,
     name_rows,
     nothing,
+    percent_tick,
     rows_figure,
 )
 from fllm.report.energy_facts import energy_of, parts_of
@@ -148,11 +149,6 @@ def fold(name: str, width: int = 17) -> str:
             lines.append("")
         lines[-1] += piece
     return "\n".join(line.strip() for line in lines)
-
-
-def percent_tick(value: float, _: float) -> str:
-    """Write a fraction on an axis in percent: 75, 77.5."""
-    return f"{100 * value:g}"
 
 
 def cut_note(names: Sequence[str]) -> str:

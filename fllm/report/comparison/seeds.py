@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from fllm.report.comparison.facts import Result, Results, device_differences, settings_differences
+from fllm.report.comparison.facts import Result, Results, device_differences, less, settings_differences
 from fllm.report.standing import HARDWARE, IDEAL, OWN, Standing, own_standings, shown_baselines
 from fllm.report.task import LANGUAGE, accuracy_name, kind_of
 from fllm.results import value_at
@@ -148,11 +148,7 @@ def _differences(models: Sequence[Series], metrics: Iterable[str]) -> list[Serie
         other = by_place.get(place)
         if own is None or other is None:
             continue
-        values = {metric: list(map(_less, own.values[metric], other.values[metric])) for metric in metrics}
+        values = {metric: list(map(less, own.values[metric], other.values[metric])) for metric in metrics}
         if any(value is not None for each in values.values() for value in each):
             differences.append(Series(*place, label, values))
     return differences
-
-
-def _less(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other

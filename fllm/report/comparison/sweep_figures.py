@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fllm.report.comparison.facts import distinct
-from fllm.report.comparison.figures import LOOKS, MOST, cut_note, fold, percent_tick
+from fllm.report.comparison.figures import LOOKS, MOST, cut_note, fold
 from fllm.report.comparison.sweeps import Shared, Sweeps
-from fllm.report.drawing import CARD, SIZE, Drawn, log_axis, name_rows, nothing, rows_figure
+from fllm.report.drawing import CARD, SIZE, Drawn, log_axis, name_rows, nothing, percent_tick, rows_figure
 from fllm.report.formatting import percent, plural, prefix, prefix_exponent
 
 _LOG_ENERGY = 5.0  # [1] ratio of energies from which their axis is logarithmic

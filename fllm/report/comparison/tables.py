@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fllm.report.answer import answer
-from fllm.report.comparison.facts import Differences, Result, Results, plain, same_cases
+from fllm.report.comparison.facts import Differences, Result, Results, less, plain, same_cases
 from fllm.report.energy_facts import (
     LINES,
     PLACES,
@@ -85,9 +85,9 @@ def against_first_table(results: Results, names: Sequence[str]) -> Table:
     for name, result in zip(names[1:], results[1:], strict=True):
         rows.append((
             name,
-            points(_less(answer(result).accuracy_hardware, answer(first).accuracy_hardware)),
+            points(less(answer(result).accuracy_hardware, answer(first).accuracy_hardware)),
             accuracy_verdict(first, result),
-            points(_less(answer(result).accuracy_ideal, answer(first).accuracy_ideal)),
+            points(less(answer(result).accuracy_ideal, answer(first).accuracy_ideal)),
             times(ratio(answer(result).energy_per_token_j, answer(first).energy_per_token_j)),
             _verdict(energy_of(first).get("energy_per_token_j"), energy_of(result).get("energy_per_token_j")),
             times(ratio(answer(result).latency_per_token_s, answer(first).latency_per_token_s)),
@@ -197,10 +197,6 @@ def _ends(found: Interval | None, unit: str) -> str:
         return NOTHING
     low, high = found.get("lower_95", found.get("low")), found.get("upper_95", found.get("high"))
     return NOTHING if low is None or high is None else Quantity(shown, low, unit, to=high)
-
-
-def _less(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
 
 
 def ratio(one: float | None, other: float | None) -> float | None:
