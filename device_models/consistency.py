@@ -33,6 +33,7 @@ _SWITCHED_OFF: Mapping[tuple[str, object], tuple[str, ...]] = {
     ("write.capacitance", None): ("write.ktc", "write.capacitor_mismatch"),
     ("readout.codes", "ideal"): tuple(f"readout.{name}" for name in _READOUT_ERRORS),
     ("activation.kind", "hard_sigmoid"): ("activation.levels", "input.signed"),
+    ("linear.adc_range", "ideal"): ("linear.noise",),
     **{(key, model): (price,) for key, price in ADC_PRICES.items() for model in ("counter", "survey", "sar")},
 }
 
@@ -70,7 +71,20 @@ def check_together(device: DeviceModel, where: str) -> None:
     Raises:
         InputError: On the first contradiction, missing constant or constant without effect.
     """
-    for rules in (_storage, _retention, _drift, _refresh, _write, _cell, _wire, _readout, _activation, _adc, _parity):
+    for rules in (
+        _storage,
+        _retention,
+        _drift,
+        _refresh,
+        _write,
+        _cell,
+        _wire,
+        _readout,
+        _activation,
+        _adc,
+        _linear,
+        _parity,
+    ):
         for error in rules(device, where):
             raise error
 
@@ -215,6 +229,21 @@ def _activation(device: DeviceModel, where: str) -> Iterator[InputError]:
         yield InputError(
             "levels would do nothing", where=f"{where}: activation", expected="no levels with kind hard_sigmoid"
         )
+
+
+def _linear(device: DeviceModel, where: str) -> Iterator[InputError]:
+    """Sums are rounded where the converter has a range, and then it needs codes on both sides of zero."""
+    linear = device.linear
+    if linear.adc_range == "ideal" and linear.noise:
+        yield InputError(
+            "noise would do nothing", where=f"{where}: linear", expected="no noise with adc_range ideal",
+            remedy="set another linear.adc_range or drop it",
+        )  # fmt: skip
+    if linear.adc_range != "ideal" and (linear.adc_bits is None or linear.adc_bits < 2):
+        yield InputError(
+            "sums are rounded to signed codes", where=f"{where}: linear.adc_range", expected="adc_bits of 2 or more",
+            received=linear.adc_bits, remedy="set linear.adc_bits, or linear.adc_range=ideal",
+        )  # fmt: skip
 
 
 def _adc(device: DeviceModel, where: str) -> Iterator[InputError]:

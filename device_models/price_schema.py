@@ -42,44 +42,6 @@ class Adc:
 
 
 @dataclass(frozen=True)
-class LinearArray:
-    """Arrays of the ternary linear layers: geometry and price per action.
-
-    Attributes:
-        rows: Rows of one array; more inputs take a further array with its own conversions.
-        columns: Columns of one array; more outputs take a further array whose rows are driven again.
-        input_cycles: Bits of an input, applied one after another.
-        cell_mac: [J] one cell for one input bit.
-        row_drive: [J] one row driven for one input bit.
-        shift_add: [J] behind one conversion.
-        system_multiplier: [1] whole network against the bare macro; multiplies every energy of this section.
-        cycle_time: [s] drive and settling for one input bit; conversions run beside it.
-        adc: Model of the column converter.
-        adc_bits: Its resolution; with ``sar`` and ``survey``.
-        adc_conversion: [J] one conversion; with ``fixed``.
-        leakage: [W] of one stored weight.
-        cell_area: [m^2] of one stored weight.
-        adc_area: [m^2] of one column converter; with ``fixed``.
-    """
-
-    __pydantic_config__: ClassVar = STRICT
-    rows: Annotated[int, Whole(1, 65536)]
-    columns: Annotated[int, Whole(1, 65536)]
-    input_cycles: Annotated[int, Whole(1, 256)]
-    cell_mac: Energy
-    row_drive: Energy
-    shift_add: Energy
-    system_multiplier: Annotated[float, Factor(1.0, 100.0)]
-    cycle_time: Duration
-    adc: AdcModel
-    adc_bits: Annotated[int, Whole(1, 16)] | None = None
-    adc_conversion: Energy | None = None
-    leakage: Power = 0.0
-    cell_area: Area = 0.0
-    adc_area: Area = 0.0
-
-
-@dataclass(frozen=True)
 class Cost:
     """Energy per event of attention, its timeline, and its area.
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from device_models.fields import STRICT, Factor, Levels, Quantity, Whole
-from device_models.price_schema import Adc, Cost, Digital, LinearArray
+from device_models.linear_array import LinearArray
+from device_models.price_schema import Adc, Cost, Digital
 from device_models.provenance import Provenance
 
 

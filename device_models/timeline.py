@@ -109,14 +109,14 @@ def readout_time(device: DeviceModel, model: AdcModel, bits: int, rows: int) -> 
 def linear_time(device: DeviceModel) -> float:
     """Return the time [s] of one matrix-vector product on the arrays of the linear layers.
 
-    Input bits follow one another; a bit is converted while the next one settles:
-    ``cycles max(settle, convert) + min(settle, convert)``.
+    Input digits follow one another; one is converted while the next one settles:
+    ``cycles max(settle, convert) + min(settle, convert)``, and settling takes as many slots as the longest pulse.
     """
     linear = device.linear
     converting = 0.0
     if linear.adc != "fixed":
         converting = readout_time(device, linear.adc, linear.adc_bits or 1, linear.rows)
-    settling = linear.cycle_time
+    settling = linear.cycle_time + (2**linear.digit_bits - 2) * linear.slot_time
     return linear.input_cycles * max(settling, converting) + min(settling, converting)
 
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from hwsim.functional.attention import naive_gain_cell_attention
     from hwsim.functional.attention_tiled import gain_cell_attention
     from hwsim.integrations.transformers import emulate, noise_key, restore, token_latency_s
-    from hwsim.modules import BitLinear, GainCellAttention, RangeScaler, gain_cell_layers
+    from hwsim.linear import BitLinear
+    from hwsim.linear_calibration import calibrate_linear_arrays
+    from hwsim.modules import GainCellAttention, RangeScaler, gain_cell_layers
 
 _HOME = {
     "Adaptation": "adaptation",
-    "BitLinear": "modules",
+    "BitLinear": "linear",
     "Cost": "costing",
     "Die": "die",
     "EventCounts": "events",
@@ -32,6 +34,7 @@ _HOME = {
     "RangeScaler": "modules",
     "adapt_range_scalers": "adaptation",
     "analytic_events": "analytic",
+    "calibrate_linear_arrays": "linear_calibration",
     "calibrate_range_scalers": "calibration",
     "calibrate_readout": "calibration",
     "count_events": "counting",
@@ -57,6 +60,7 @@ __all__ = [
     "RangeScaler",
     "adapt_range_scalers",
     "analytic_events",
+    "calibrate_linear_arrays",
     "calibrate_range_scalers",
     "calibrate_readout",
     "count_events",

@@ -28,7 +28,7 @@ from hwsim.events import EventCounts
 
 if TYPE_CHECKING:
     from hwsim.functional.layout import SlotLayout
-    from hwsim.modules import BitLinear
+    from hwsim.linear import BitLinear
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,9 @@ from device_models.retention import refresh_interval
 
 Drawn = Literal["die", "write", "read", "design"]
 """Per chip, per write, per read, or nothing random at all."""
+Part = Literal["attention", "linear"]
+"""Gain cells of the attention, or arrays of the ternary linear layers."""
+PARTS: tuple[Part, ...] = ("attention", "linear")
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Effect:
         drawn: When it is drawn; ``die`` also stands for what only a manufactured chip has (wires, pedestal, drift).
         neutral: Values by dotted device key that leave it out.
         needs: Effects without which there is nothing for it to act on.
+        part: Where it acts.
     """
 
     drawn: Drawn
     neutral: Mapping[str, object]
     needs: tuple[str, ...] = ()
+    part: Part = "attention"
 
 
 EFFECTS: Mapping[str, Effect] = {
@@ -57,8 +62,12 @@ EFFECTS: Mapping[str, Effect] = {
     "readout INL": Effect("die", {"readout.inl": 0.0}, ("readout levels",)),
     "readout DNL": Effect("die", {"readout.dnl": 0.0}, ("readout levels",)),
     "readout noise": Effect("read", {"readout.noise": 0.0}, ("readout levels",)),
+    "weight gain mismatch": Effect("die", {"linear.gain_sigma": 0.0}, part="linear"),
+    "stuck weights": Effect("die", {"linear.stuck_at_zero": 0.0}, part="linear"),
+    "linear converter": Effect("design", {"linear.adc_range": "ideal"}, part="linear"),
+    "linear converter noise": Effect("read", {"linear.noise": 0.0}, ("linear converter",), part="linear"),
 }
-"""By name, in the order of the signal. The cell's law is the device's equation, not an effect: see ``cell.law``."""
+"""By name, in the order of each part's signal. The cell's law is the device's equation, not an effect: ``cell.law``."""
 
 
 def is_configured(device: DeviceModel, effect: str) -> bool:
@@ -82,7 +91,9 @@ def only(device: DeviceModel, *effects: str) -> DeviceModel:
     return without(device, *(effect for effect in EFFECTS if effect not in kept))
 
 
-def idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None) -> dict[str, str]:
+def idle_effects(
+    device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None, parts: Collection[str] = PARTS
+) -> dict[str, str]:
     """Return the effects that a device describes but that cannot act as it is used, and why.
 
     Args:
@@ -90,15 +101,18 @@ def idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s:
         die: Whether there is a chip.
         noise: Whether there is a noise key.
         token_period_s: [s] time between two tokens.
+        parts: What is emulated: effects of a part that is asked to stay digital are not idle.
     """
     idle: dict[str, str] = {}
     for name, effect in EFFECTS.items():
-        if not is_configured(device, name):
+        if effect.part not in parts or not is_configured(device, name):
             continue
         if effect.drawn == "die" and not die:
             idle[name] = "no die was given"
         elif effect.drawn in ("write", "read") and not noise:
             idle[name] = "no noise key was given"
+    if "attention" not in parts:
+        return idle
     if is_configured(device, "threshold drift") and device.drift.stress_time == 0.0:
         idle["threshold drift"] = "drift.stress_time is 0"
     if is_configured(device, "refresh") and token_period_s is not None:
@@ -108,10 +122,13 @@ def idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s:
     return idle
 
 
-def warn_of_idle_effects(device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None) -> None:
+def warn_of_idle_effects(
+    device: DeviceModel, *, die: bool, noise: bool, token_period_s: float | None, parts: Collection[str] = PARTS
+) -> None:
     """Warn once of each reason why configured effects cannot act: a setting must not do nothing without a word."""
     reasons: dict[str, list[str]] = {}
-    for name, reason in idle_effects(device, die=die, noise=noise, token_period_s=token_period_s).items():
+    found = idle_effects(device, die=die, noise=noise, token_period_s=token_period_s, parts=parts)
+    for name, reason in found.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         warnings.warn(f"{device.name}: no effect of {', '.join(names)}: {reason}", stacklevel=3)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from device_models.price_schema import LinearArray
 from device_models.schema import DeviceModel
-from hwsim.counting import record_linear
 from hwsim.die import Die
 from hwsim.functional.attention_tiled import Watcher, attend
-from hwsim.functional.bitlinear import eight_bit_activation, ternary_codes, ternary_scale, ternary_weight
 from hwsim.functional.reads import Place
 from hwsim.functional.tables import AttentionTables
 
@@ -101,55 +98,3 @@ class GainCellAttention(nn.Module):
 def gain_cell_layers(model: nn.Module) -> list[GainCellAttention]:
     """Return the emulated attention layers of a model, first layer first."""
     return [layer for layer in model.modules() if isinstance(layer, GainCellAttention)]
-
-
-class BitLinear(nn.Linear):
-    """Linear layer of ternary weights and 8-bit activations (W1.58A8).
-
-    Two modes. *Online*: ``weight`` holds trainable master weights, ternarised at each forward pass.
-    *Offline*: ``weight`` holds codes -1, 0, 1 and the buffer ``weight_scale`` the scale; weights are frozen.
-    The bias is added unscaled. State-dict names are those of ``nn.Linear`` (plus ``weight_scale`` when offline).
-    """
-
-    weight_scale: Tensor | None
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = False, *, offline: bool = False) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.array: LinearArray | None = None  # set while the layer is emulated on arrays
-        self.register_buffer("weight_scale", torch.ones(()) if offline else None)
-        if offline:
-            self.weight.requires_grad_(False)
-
-    @property
-    def offline(self) -> bool:
-        """Whether the weights are stored as codes with a scale."""
-        return self.weight_scale is not None
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear) -> BitLinear:
-        """Make an online BitLinear that shares the weight and bias of a linear layer."""
-        with torch.device("meta"):
-            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        made.weight, made.bias = linear.weight, linear.bias
-        return made.train(linear.training)
-
-    @torch.no_grad()
-    def freeze_(self) -> None:
-        """Turn master weights into codes and scale, in place.
-
-        The layer computes the same up to the last digits: the scale multiplies the sum instead of each weight.
-        """
-        if self.offline:
-            return
-        # 1/(1/s): the online path divides by the reciprocal, and the offline scale must equal it to the last bit
-        self.weight_scale = 1.0 / (1.0 / ternary_scale(self.weight))
-        self.weight = nn.Parameter(ternary_codes(self.weight).to(self.weight.dtype), requires_grad=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer to (..., in_features)."""
-        record_linear(self, input)
-        x = eight_bit_activation(input)
-        if self.weight_scale is None:
-            return nn.functional.linear(x, ternary_weight(self.weight), self.bias)
-        out = nn.functional.linear(x, self.weight).mul_(self.weight_scale.to(x.dtype))
-        return out if self.bias is None else out + self.bias

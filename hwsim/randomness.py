@@ -64,6 +64,16 @@ def normal(state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return u.log_().mul_(-2.0).sqrt_().mul_(v.cos_())
 
 
+def uniform(state: Tensor) -> Tensor:
+    """Return one number in [0, 1) for each 64-bit state, a multiple of 2^-24, in float32."""
+    return _shift(state, 40).to(torch.float32).mul_(2.0**-24)
+
+
+def below(state: Tensor, bound: int) -> Tensor:
+    """Return one whole number in [0, bound) for each 64-bit state; uniform to 1e-7 for bounds up to 2^24."""
+    return _shift(state, 16).remainder_(bound)
+
+
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Shift right and fill with zeros; torch alone repeats the sign."""
     return torch.bitwise_right_shift(z, bits).bitwise_and_((1 << (64 - bits)) - 1)

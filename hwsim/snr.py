@@ -210,7 +210,7 @@ def snr_by_effect(device: DeviceModel, trials: Trials) -> list[EffectSnr]:
     """
     rows = []
     for effect, about in EFFECTS.items():
-        if effect in (*_BY_AGE, *_READOUT_ERRORS) or not is_configured(device, effect):
+        if about.part != "attention" or effect in (*_BY_AGE, *_READOUT_ERRORS) or not is_configured(device, effect):
             continue
         rounds = _ROUNDS_FIRST.get(effect)
         alone = isolated(device, effect, *([rounds] if rounds else []))

@@ -8,11 +8,12 @@ From it follow ring slot, decay, causality, window and padding, whatever cache t
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,15 @@ from hwsim.effects import warn_of_idle_effects
 from hwsim.functional.layout import slot_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
-from hwsim.modules import BitLinear, GainCellAttention, gain_cell_layers
+from hwsim.linear import BitLinear, OnArrays, TokenPlaces
+from hwsim.modules import GainCellAttention, gain_cell_layers
 from hwsim.shapes import rotary_share
 
 NAME = "gain_cell"
 _TABLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Tables of the forward passes in flight, by their code tensor: shared by all layers, gone with the tensor."""
 _WATCHES = "_hooks_of_counting"
+_PLACES = "_places_of_tokens"
 _UNSET = object()
 _NOISE: ContextVar[Any] = ContextVar("hwsim_noise_key", default=_UNSET)
 
@@ -147,6 +150,10 @@ def gain_cell_forward(
         raise ValueError(
             f"{type(module).__name__} runs attention {NAME!r} without a device: call hwsim.emulate(model, device)"
         )
+    if torch.is_autocast_enabled(query.device.type):  # the arrays stay in float32 where the rest is rounded
+        with torch.autocast(query.device.type, enabled=False):
+            out, _ = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)
+            return out.to(query.dtype), None
     if dropout:
         warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)
     code = attention_mask
@@ -225,19 +232,23 @@ def emulate(
     if attention:  # before anything changes
         _replaceable_attention(inner)
         _check_period(device, token_period)
+    die = Die(die_seed, device) if isinstance(die_seed, int) else die_seed
+    die = None if die is None else die.on(device)
     if linears:
-        _put_linears_on_arrays(inner, device)
+        _put_linears_on_arrays(inner, device, die, noise_seed)
     if _WATCHES not in inner.__dict__:  # before the period is worked out, which counts a token
         counted = [*decoders(inner), inner.get_output_embeddings()]
         inner.__dict__[_WATCHES] = [part.register_forward_pre_hook(watch) for part in counted if part is not None]
+    period = None
     if attention:
-        die = Die(die_seed, device) if isinstance(die_seed, int) else die_seed
-        die = None if die is None else die.on(device)
         _put_attention_on_cells(inner, device, die, noise_seed)
         period = _period(inner, device, token_period)
-        warn_of_idle_effects(device, die=die is not None, noise=noise_seed is not None, token_period_s=period)
         for layer in _attention_layers(inner):
             getattr(layer, NAME).token_period_s = period
+    parts = [part for part, wanted in (("attention", attention), ("linear", linears)) if wanted]
+    warn_of_idle_effects(
+        device, die=die is not None, noise=noise_seed is not None, token_period_s=period, parts=parts
+    )  # fmt: skip
     return model
 
 
@@ -252,11 +263,12 @@ def restore(model: nn.Module) -> nn.Module:
         for layer in _attention_layers(inner):
             delattr(layer, NAME)
         inner.set_attn_implementation(former)
-    for hook in inner.__dict__.pop(_WATCHES, ()):
+    for hook in (*inner.__dict__.pop(_WATCHES, ()), *inner.__dict__.pop(_PLACES, (None,))[1:]):
         hook.remove()
     for name, layer in list(inner.named_modules()):
         if isinstance(layer, BitLinear):
-            layer.array = None
+            layer.on_arrays = None
+            layer.set_range(None)
             if (plain := layer.__dict__.pop("_replaced", None)) is not None:
                 inner.set_submodule(name, plain)
     return model
@@ -302,12 +314,12 @@ def _put_attention_on_cells(model: PreTrainedModel, device: DeviceModel, die: Di
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    like = next(model.parameters())
     for layer in _replaceable_attention(model):
         cells = getattr(layer, NAME, None)
         if cells is None:
-            dtype = like.dtype if like.dtype.is_floating_point else torch.float32
-            cells = GainCellAttention(heads, kv_heads, device, None).to(like.device, dtype)
+            # The layer's own: embeddings may be kept in 16 bits, packed weights in bytes
+            like = next(t for t in (*layer.parameters(), *layer.buffers()) if t.dtype.is_floating_point)
+            cells = GainCellAttention(heads, kv_heads, device, None).to(like.device, like.dtype)
             setattr(layer, NAME, cells)
         else:
             cells.put_on(device)
@@ -329,26 +341,58 @@ def _rotary_dim(model: PreTrainedModel, layer: nn.Module) -> int:
     return int(head_dim * rotary_share(config.to_dict()))
 
 
-def _put_linears_on_arrays(model: PreTrainedModel, device: DeviceModel) -> None:
-    head = model.get_output_embeddings()
+def _put_linears_on_arrays(model: PreTrainedModel, device: DeviceModel, die: Die | None, noise: int | None) -> None:
+    head, places = model.get_output_embeddings(), _token_places(model)
+    places.noise_seed = noise
     found = 0
     for name, layer in list(model.named_modules()):
         if layer is head or "lora_" in name or ".gain_cell" in name:
             continue
         if isinstance(layer, Conv1D) or type(layer) is nn.Linear:
-            linear = BitLinear.from_linear(_as_linear(layer) if isinstance(layer, Conv1D) else layer)
+            linear = BitLinear.from_linear(as_linear(layer) if isinstance(layer, Conv1D) else layer)
             linear.__dict__["_replaced"] = layer
             model.set_submodule(name, linear)
         else:
             linear = layer
         if isinstance(linear, BitLinear):
-            linear.array = device.linear
+            place = name.removesuffix(".base_layer")  # an adapter around the layer does not move it on the chip
+            linear.put_on(OnArrays(device.linear, place, None if die is None else die.seed, places))
             found += 1
     if not found:
         raise InputError("no linear layer to put on arrays", where=type(model).__name__, remedy="pass linears=False")
 
 
-def _as_linear(conv: Conv1D) -> nn.Linear:
+def _token_places(model: PreTrainedModel) -> TokenPlaces:
+    """Return what the ternary layers of a model share: whose tokens run. A hook on its decoder keeps it up to date."""
+    if _PLACES not in model.__dict__:
+        places = TokenPlaces()
+
+        def note(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            _note_tokens(places, decoder, args, kwargs)
+
+        hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in decoders(model)]
+        model.__dict__[_PLACES] = (places, *hooks)
+    return cast(TokenPlaces, model.__dict__[_PLACES][0])
+
+
+def _note_tokens(places: TokenPlaces, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note write index and noise key of each token of a forward pass, as the mask of the attention has them."""
+    given = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
+    tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if tokens is None:
+        return
+    batch, length = tokens.shape[:2]
+    cache, mask, noise = given.get("past_key_values"), given.get("attention_mask"), _NOISE.get()
+    places.keys = sequence_keys(places.noise_seed if noise is _UNSET else noise, batch, tokens.device)
+    rows = torch.arange(length, device=tokens.device) + (0 if cache is None else cache.get_seq_length())
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        real = mask.to(tokens.device).bool()
+        places.index = _at(torch.where(real, real.cumsum(1) - 1, -1), rows)
+    else:
+        places.index = rows[None]
+
+
+def as_linear(conv: Conv1D) -> nn.Linear:
     """Return GPT-2's transposed linear layer as a linear layer with the same weights."""
     inputs, outputs = conv.weight.shape
     with torch.device("meta"):

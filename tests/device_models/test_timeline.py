@@ -144,7 +144,8 @@ def test_counter_counts_as_far_as_its_bits(bits: int, nanoseconds: float) -> Non
     [
         ({}, 8 * 6 * (0.00653 * 256 + 0.64) + 10),
         ({"linear.cycle_time": "20 ns"}, 8 * 20 + 6 * (0.00653 * 256 + 0.64)),
-        ({"linear.input_cycles": 1}, 6 * (0.00653 * 256 + 0.64) + 10),
+        ({"linear.input_cycles": 1}, 6 * (0.00653 * 256 + 0.64) + 10 + 254 * 1),
+        ({"linear.input_cycles": 4, "linear.slot_time": "3 ns"}, 4 * (10 + 2 * 3) + 6 * (0.00653 * 256 + 0.64)),
         ({"linear.adc": "survey"}, 8 * 10 + 10),
         ({"linear.adc": "fixed", "linear.adc_conversion": "1 pJ"}, 8 * 10),
     ],

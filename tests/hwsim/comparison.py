@@ -22,6 +22,7 @@ EVERY_EFFECT: Mapping[str, object] = {
     "noise.white": 0.03, "noise.flicker": 0.03, "noise.comparator": 0.01, "variability.gain_sigma": 0.1,
     "variability.phi_offset_sigma": 0.02, "readout.gain_sigma": 0.05, "readout.offset_sigma": 0.3,
     "readout.noise": 0.2, "readout_qk.bits": 6, "refresh.kind": "periodic", "refresh.interval": "300 us",
+    "linear.stuck_at_zero": 0.05, "linear.gain_sigma": 0.05,
 }  # fmt: skip
 """What ``gaincell_28nm`` leaves out, and more of what it has: an effect lost on the way shall show."""
 NO_REFRESH = {"refresh.kind": "none"}

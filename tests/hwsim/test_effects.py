@@ -11,8 +11,9 @@ from torch import Tensor
 
 from device_models import DeviceModel, load_device
 from device_models.loading import key_units
-from hwsim import Die, emulate, gain_cell_attention
+from hwsim import BitLinear, Die, emulate, gain_cell_attention
 from hwsim.effects import EFFECTS, idle_effects, is_configured, only, without
+from hwsim.linear import OnArrays, TokenPlaces
 from tests.hwsim.comparison import every_effect, inputs
 from tests.hwsim.models import plain_model
 
@@ -25,6 +26,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "DAC INL": ("storage levels",),
     "retention spread": ("retention",),
     **dict.fromkeys(CODES, ("readout levels",)),
+    "linear converter noise": ("linear converter",),
 }
 """Effects that only change what another one does."""
 REFRESH_TOO = dict(EFFECTS["refresh"].neutral)
@@ -38,9 +40,20 @@ def full(**overrides: object) -> DeviceModel:
 
 
 def outputs(device: DeviceModel, *, die: bool = True, noise: bool = True) -> Tensor:
+    """Return what both parts of a device compute: attention, and a ternary layer."""
     tensors = inputs(1, 2, 1, 30, 8)
     chip, key = Die(2, device) if die else None, 7 if noise else None
-    return gain_cell_attention(*tensors, device, token_period_s=PERIOD, die=chip, read_key=key)
+    attended = gain_cell_attention(*tensors, device, token_period_s=PERIOD, die=chip, read_key=key)
+    return torch.cat([attended.flatten(), ternary_layer(device, die=die, noise=noise).flatten()])
+
+
+def ternary_layer(device: DeviceModel, *, die: bool, noise: bool) -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    layer = BitLinear(40, 16, offline=True)
+    layer.weight.data = torch.randint(-1, 2, (16, 40), generator=rng).float()
+    places = TokenPlaces(torch.arange(30)[None], torch.tensor([7]) if noise else None)
+    layer.put_on(OnArrays(device.linear, "layer", 2 if die else None, places))
+    return 0.02 * layer(torch.randn(1, 30, 40, generator=rng)).double()
 
 
 # ---- completeness
@@ -55,13 +68,17 @@ OPTIONS = {
     "input.levels": "an effect of its own", "input.signed": "how a read is done, not an error",
     "readout.bits": "an effect of its own", "readout.codes": "with the bits",
     "readout.circuit": "shapes the errors of the readout", "readout.range": "a scale, not an error",
+    **{f"linear.{name}": "geometry or price" for name in (
+        "rows", "columns", "input_cycles", "cell_mac", "row_drive", "shift_add", "system_multiplier", "cycle_time",
+        "slot_time", "adc", "adc_bits", "adc_conversion", "leakage", "cell_area", "adc_area",
+    )},
 }  # fmt: skip
 """Keys of the sections below that are no strength."""
 
 
 def test_every_strength_of_the_schema_belongs_to_exactly_one_effect() -> None:
     device = load_device("gaincell_28nm")
-    sections = ("write", "drift", "refresh", "variability", "noise", "wire", "readout", "input")
+    sections = ("write", "drift", "refresh", "variability", "noise", "wire", "readout", "input", "linear")
     keys = {f"{section}.{f.name}" for section in sections for f in fields(getattr(device, section))}
     keys.add("retention.tau_sigma_ln")
     owned = [key for effect in EFFECTS.values() for key in effect.neutral]
@@ -171,6 +188,14 @@ def put(device: DeviceModel, **options: object) -> list[str]:
 def test_no_warning_where_everything_acts() -> None:
     assert put(full()) == []
     assert put(load_device("ideal"), die_seed=None, noise_seed=None, token_period=None) == []
+
+
+def test_a_part_that_is_left_digital_is_no_idle_effect() -> None:
+    device = load_device("gaincell_28nm")
+    (message,) = put(device, attention=False, die_seed=None)
+    assert message == "gaincell_28nm: no effect of weight gain mismatch: no die was given"
+    (message,) = put(device, linears=False, die_seed=None)
+    assert "gain mismatch" in message and "weight gain" not in message
 
 
 @pytest.mark.parametrize(

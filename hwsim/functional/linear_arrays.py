@@ -1,0 +1,295 @@
+"""Products of input codes and ternary weights on in-memory arrays: cycles, tiles, converters, deviations, noise.
+
+The equations stand in ``device_models.linear_array``. :func:`naive_array_product` reads like them and is the oracle of
+:func:`array_product`, which runs in whole numbers: a die's gain errors lie on a grid (:func:`made_weights`), so that a
+column sum is an integer, the same in any order, precision and number of threads.
+
+Shapes: n tokens, i inputs, o outputs, c cycles, r arrays along the inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from device_models.linear_array import LinearArray
+from hwsim.randomness import below, keyed, mixed, normal, seed_of, uniform
+
+LARGEST_ERROR = 127
+"""Steps of the grid of gain errors to either side; 6 standard deviations, about 21 steps in one."""
+POOL = 1 << 20
+"""Standard normals that noise is cut from."""
+CHUNK = 1 << 20
+"""Column sums computed at a time: they stay in the processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayWeights:
+    """Weights of one matrix as a die made them: ``w (1 + error / units)``.
+
+    Attributes:
+        codes: (o, i) int8: -1, 0, 1.
+        errors: (o, i) int8, zero where the code is; None without mismatch.
+        units: Steps of the grid of errors in a whole weight.
+    """
+
+    codes: Tensor
+    errors: Tensor | None = None
+    units: int = 1
+
+    @functools.cached_property
+    def values(self) -> Tensor:
+        """Return the weights in cell currents, (o, i) in float64."""
+        made = self.codes.double()
+        return made if self.errors is None else made * (1.0 + self.errors.double() / self.units)
+
+    @functools.cached_property
+    def whole(self) -> Tensor:
+        """Return weights times units, (o, i) in float32: whole numbers."""
+        made = self.codes.float() * self.units
+        return made if self.errors is None else made.add_(self.signed_errors.float())
+
+    @functools.cached_property
+    def signed_errors(self) -> Tensor:
+        """Return what the errors add to the weights, in their steps, (o, i) int8."""
+        assert self.errors is not None
+        return self.codes * self.errors
+
+
+@dataclass(frozen=True, eq=False)
+class Conversions:
+    """Keys of the noise of a matrix's converters.
+
+    Attributes:
+        keys: (n,) int64, one of each token: of its sequence and its place in it.
+        name: Names the matrix, so that no two share a draw.
+    """
+
+    keys: Tensor
+    name: str
+
+    def offsets(self, cycles: int, array: int) -> Tensor:
+        """Return (c, n): from where in the pool the conversions of a token in a cycle at one of the arrays draw."""
+        start = mixed(self.keys + seed_of(0, "linear conversion", self.name, array))
+        return keyed(start[None], torch.arange(cycles, device=start.device)[:, None])
+
+
+def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) -> ArrayWeights:
+    """Return the weights of a matrix on one chip; a function of seed, name and place alone.
+
+    Args:
+        codes: (o, i) -1, 0, 1.
+        array: Supplies ``gain_sigma`` and ``stuck_at_zero``.
+        die_seed: Which chip.
+        name: Path of the layer in its model.
+
+    Approximation: gain errors lie on a grid of sigma / 21, cut off at six sigma.
+    """
+    codes = codes.to(torch.int8)
+    rows, columns = (torch.arange(size, device=codes.device) for size in codes.shape)
+    if array.stuck_at_zero:
+        start = torch.tensor(seed_of(die_seed, "die", "stuck weights", name), device=codes.device)
+        codes = codes * (uniform(keyed(start, rows[:, None], columns)) >= array.stuck_at_zero)
+    if not array.gain_sigma:
+        return ArrayWeights(codes)
+    # Column sums stay below 2^30, in steps of the grid
+    most = (1 << 30) // (array.rows * array.largest_digit)
+    units = max(1, min(most, round(LARGEST_ERROR / (6.0 * array.gain_sigma))))
+    start = torch.tensor(seed_of(die_seed, "die", "weight gain", name), device=codes.device)
+    errors = normal(keyed(start, rows[:, None], columns)).mul_(array.gain_sigma * units).round_()
+    errors = errors.clamp_(-LARGEST_ERROR, LARGEST_ERROR).to(torch.int8)
+    return ArrayWeights(codes, torch.where(codes == 0, 0, errors), units)
+
+
+def naive_array_product(
+    x: Tensor, weights: Tensor, array: LinearArray, full_scale: float | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """Compute the product as the equations say, one cycle and array after another.
+
+    Args:
+        x: (n, i) codes of activations.
+        weights: (o, i) cell currents of the weights.
+        array: The arrays.
+        full_scale: [cell currents] F; None where sums are not rounded.
+        noise: (c, r, n, o) standard normals of the conversions.
+
+    Returns:
+        (n, o) in float64.
+    """
+    out = torch.zeros(x.shape[0], weights.shape[0], dtype=torch.float64, device=x.device)
+    for cycle, digit in enumerate(input_digits(x, array.input_cycles)):
+        for tile, start in enumerate(range(0, x.shape[1], array.rows)):
+            part = slice(start, start + array.rows)
+            column_sum = digit[:, part].double() @ weights[:, part].double().T
+            if full_scale is not None:
+                n = array.highest_code
+                step = full_scale / n
+                if noise is not None:
+                    column_sum = column_sum + array.noise * step * noise[cycle, tile]
+                column_sum = step * (column_sum / step).round().clamp(-n, n)
+            out += array.digit_weights[cycle] * column_sum
+    return out
+
+
+def array_product(
+    x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None = None,
+    conversions: Conversions | None = None,
+) -> Tensor:  # fmt: skip
+    """Compute :func:`naive_array_product`, cut into chunks of tokens; sums and codes are whole numbers.
+
+    Rounding decides in float32 whatever the dtype of ``x``, so that models in float32 and float64 meet the same codes.
+
+    Args:
+        x: (..., i) codes of activations, whole numbers in any floating dtype.
+        weights: What the chip made of the matrix.
+        array: The arrays.
+        full_scale: [cell currents] F; None where sums are not rounded.
+        conversions: Keys of the noise, for the flattened tokens; None without noise.
+
+    Returns:
+        (..., o) in the dtype of ``x``.
+    """
+    out = _in_chunks(x, weights, array, full_scale, conversions, slope=False)
+    return out.mul_(1.0 / weights.units if full_scale is None else full_scale / array.highest_code)
+
+
+def range_slope(
+    x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float, conversions: Conversions | None = None
+) -> Tensor:
+    """Return the derivative of :func:`array_product` by the range F, (..., o), straight through the rounding.
+
+    ``dADC/dF = (round(v) - v) / n`` inside the range with ``v = S n / F``, ``sign(v)`` outside.
+
+    Source: esser2020, equation 3.
+    """
+    return _in_chunks(x, weights, array, full_scale, conversions, slope=True).div_(array.highest_code)
+
+
+def _in_chunks(
+    x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None, conversions: Conversions | None,
+    *, slope: bool,
+) -> Tensor:  # fmt: skip
+    tokens = x.flatten(0, -2)
+    outputs = weights.codes.shape[0]
+    out = tokens.new_empty(len(tokens), outputs)
+    size = max(1, CHUNK // (array.input_cycles * outputs))
+    for start in range(0, len(tokens), size):
+        part = slice(start, start + size)
+        keys = None if conversions is None else Conversions(conversions.keys[part], conversions.name)
+        out[part] = _shifted_sum(tokens[part], weights, array, full_scale, keys, slope=slope)
+    return out.view(*x.shape[:-1], outputs)
+
+
+def column_sums(x: Tensor, weights: ArrayWeights, array: LinearArray) -> Iterator[Tensor]:
+    """Yield the sums of each array in front of its converters, (c n, o) in float32, in units of the weights."""
+    digits = input_digits(x, array.input_cycles).to(torch.int8)
+    for start in range(0, x.shape[-1], array.rows):
+        part = slice(start, start + array.rows)
+        yield _whole_product(digits[..., part].flatten(0, 1), weights, part, array)
+
+
+def input_digits(x: Tensor, cycles: int) -> Tensor:
+    """Cut codes of activations (..., i) into digits (c, ..., i) in int16; twin of ``device_models.linear_array``."""
+    bits, wide = 8 // cycles, x.to(torch.int16)
+    lower = [(wide >> bits * cycle) & (2**bits - 1) for cycle in range(cycles - 1)]
+    return torch.stack([*lower, wide >> bits * (cycles - 1)])
+
+
+def _shifted_sum(
+    x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None, keys: Conversions | None,
+    *, slope: bool,
+) -> Tensor:  # fmt: skip
+    """Return the shifted sum over cycles and arrays of codes, of their slopes, or of the sums themselves, (n, o)."""
+    cycles, outputs = array.input_cycles, weights.codes.shape[0]
+    shift = torch.tensor(array.digit_weights, dtype=x.dtype, device=x.device)
+    total = x.new_zeros(len(x), outputs)
+    for tile, sums in enumerate(column_sums(x, weights, array)):
+        if full_scale is not None:
+            n = array.highest_code
+            sums.mul_(n / (full_scale * weights.units))
+            if keys is not None:
+                sums.add_(pool_noise(keys.offsets(cycles, tile).flatten(), outputs), alpha=array.noise)
+            before = sums.clone() if slope else None
+            sums.round_().clamp_(-n, n)
+            if before is not None:
+                sums.sub_(torch.where(before.abs() < n, before, 0.0))
+        total += (shift @ sums.view(cycles, -1).to(x.dtype)).view(len(x), outputs)
+    return total
+
+
+def _whole_product(digits: Tensor, weights: ArrayWeights, rows: slice, array: LinearArray) -> Tensor:
+    """Multiply digits (m, i) in int8 by whole weights, exactly; (m, o) in float32."""
+    if digits.device.type == "cpu" and _int8_products():
+        sums = torch._int_mm(digits, weights.codes[:, rows].T.contiguous())
+        if weights.errors is not None:
+            sums.mul_(weights.units).add_(torch._int_mm(digits, weights.signed_errors[:, rows].T.contiguous()))
+        return sums.float()
+    largest = array.largest_digit * min(array.rows, digits.shape[1]) * (weights.units + LARGEST_ERROR)
+    exact = torch.float32 if largest < 1 << 24 else torch.float64
+    return (digits.to(exact) @ weights.whole[:, rows].T.to(exact)).float()
+
+
+@functools.cache
+def _int8_products() -> bool:
+    """Say whether this processor multiplies 8-bit integers fast and without saturation on the way."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(torch.cpu, "_is_avx512_vnni_supported", None)
+    if supported is None or not supported() or not torch.backends.mkldnn.is_available():
+        return False
+    a = torch.full((32, 512), -128, dtype=torch.int8)
+    b = torch.full((512, 16), 127, dtype=torch.int8)
+    try:
+        return bool((torch._int_mm(a, b) == -128 * 127 * 512).all())
+    except RuntimeError:
+        return False
+
+
+def pool_noise(states: Tensor, outputs: int) -> Tensor:
+    """Return standard normals (m, o) for m states: as many successive numbers of a pool, from a place of its own each.
+
+    Approximation: two rows may share numbers, shifted against each other, by a chance of o / 2^19.
+    """
+    pool = _pool(states.device, max(POOL, 1 << (2 * outputs - 1).bit_length()))
+    windows = pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1))
+    return windows.index_select(0, below(states, len(windows)))
+
+
+@functools.cache
+def _pool(device: torch.device, size: int) -> Tensor:
+    """Return the pool, of mean 0 and variance 1 exactly to rounding, equal on every machine."""
+    drawn = normal(keyed(torch.tensor(seed_of(0, "pool of noise")), torch.arange(size)), torch.float64)
+    drawn = (drawn - drawn.mean()) / drawn.std(correction=0)
+    return drawn.float().to(device)
+
+
+def best_range(sums: Tensor, array: LinearArray, candidates: int = 32) -> float:
+    """Return the full scale [cell currents] that rounds the output with the least mean squared error.
+
+    The errors of the cycles add up as ``sum_c 4^(b c) error_c^2``, as if they were independent.
+
+    Args:
+        sums: (c, ...) sums in front of the converters [cell currents].
+        array: The arrays.
+        candidates: Ranges tried, from the largest sum down to a sixteenth of it.
+
+    Raises:
+        ValueError: If a sum is not finite.
+    """
+    sums = sums.flatten(1).float()
+    largest = float(sums.abs().max())
+    if not math.isfinite(largest):
+        raise ValueError("column sums are not finite")
+    if not largest:
+        return 1.0
+    n = array.highest_code
+    weight = torch.tensor(array.digit_weights, dtype=torch.float64, device=sums.device).square()
+    tried = [largest * 2.0 ** (-4.0 * k / (candidates - 1)) for k in range(candidates)]
+    errors = []
+    for full_scale in tried:
+        rounded = (sums * (n / full_scale)).round_().clamp_(-n, n).mul_(full_scale / n)
+        errors.append(float(weight @ rounded.sub_(sums).square_().mean(1).double()))
+    return tried[min(range(candidates), key=errors.__getitem__)]
