@@ -26,6 +26,7 @@ from hwsim.counting import count_events, record_attention
 from hwsim.effects import idle_effects
 from hwsim.functional.cells import full_scale_current
 from hwsim.functional.layout import slot_layout
+from hwsim.linear_snr import TOGETHER, LinearTrials, linear_snr_by_effect
 from hwsim.snr import CLIP, MOST_REFRESHES, Trials, best_line, snr_by_age, snr_by_effect
 
 ELECTRON = 1.602176634e-19
@@ -77,6 +78,13 @@ def explain(console: Console, device: DeviceModel, token_period_s: float, head_d
         if followed
         else f"left out: a token is refreshed more than {MOST_REFRESHES} times in the window",
         "the readout belongs to the second product; here it reads the first, whose sums are alike",
+    )  # fmt: skip
+    arrays = linear_table(device)
+    section(
+        console, "SNR of a product of a ternary layer, 256 inputs: each effect alone",
+        arrays if arrays.row_count else "no effect: the product is exact",
+        f"normal activations of 8 bits in {_cycles(device)}, weights -1, 0 and 1 alike; the range of the converter is"
+        f" that of the least error",
     )  # fmt: skip
     for effect, reason in idle_effects(device, die=True, noise=True, token_period_s=token_period_s).items():
         console.print(f"{effect} does nothing here: {reason}")
@@ -219,6 +227,25 @@ def effects_table(device: DeviceModel, trials: Trials) -> Table:
         setting = ", ".join(f"{key} {device.provenance[key].text}" for key in row.keys)
         table.add_row(row.effect, _decibel(row.snr_db), drawn, setting)
     return table
+
+
+def linear_table(device: DeviceModel) -> Table:
+    """Measure each effect of the arrays of the ternary layers alone."""
+    table = _table("", "dB", "drawn per", "set by", left=2)
+    for row in linear_snr_by_effect(device, LinearTrials()):
+        drawn = ", ".join(when for when in row.drawn if when != "design")
+        keys = () if row.effect == TOGETHER else dict.fromkeys(key for key in row.keys if key in device.provenance)
+        setting = ", ".join(f"{key} {device.provenance[key].text}" for key in keys)
+        table.add_row(row.effect, _decibel(row.snr_db), drawn, setting)
+    return table
+
+
+def _cycles(device: DeviceModel) -> str:
+    """Tell how an input reaches the rows of an array."""
+    array = device.linear
+    bits = "bit" if array.digit_bits == 1 else "bits"
+    cycles = "one cycle" if array.input_cycles == 1 else f"{array.input_cycles} cycles"
+    return f"{cycles} of {array.digit_bits} {bits}"
 
 
 def ages_table(device: DeviceModel, token_period_s: float, trials: Trials) -> Table:

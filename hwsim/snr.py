@@ -217,14 +217,14 @@ def snr_by_effect(device: DeviceModel, trials: Trials) -> list[EffectSnr]:
         products = dot_products(alone, trials, on_grid=rounds is not None)
         if effect == "readout levels":
             products = through_readout(products, alone, trials)
-        rows.append(EffectSnr(effect, (about.drawn,), _keys(device, effect), products.snr_db))
+        rows.append(EffectSnr(effect, (about.drawn,), effect_keys(device, effect), products.snr_db))
     if device.cell.law != "linear":
         alone = isolated(device, "cell law")
         rows.append(EffectSnr("cell law", ("design",), ("cell.law",), dot_products(alone, trials).snr_db))
     if errors := [effect for effect in _READOUT_ERRORS if is_configured(device, effect)]:
         alone = isolated(device, "readout levels", *errors)
         products = through_readout(dot_products(alone, trials), alone, trials)
-        keys = tuple(key for effect in errors for key in _keys(device, effect))
+        keys = tuple(key for effect in errors for key in effect_keys(device, effect))
         drawn = tuple(dict.fromkeys(EFFECTS[effect].drawn for effect in errors))
         rows.append(EffectSnr("readout levels and errors", drawn, keys, products.snr_db))
     return sorted(rows, key=lambda row: row.snr_db)
@@ -337,7 +337,7 @@ def _first_product(query: Tensor, key: Tensor, age: Tensor, device: DeviceModel,
     return scores.flatten() * saturation
 
 
-def _keys(device: DeviceModel, effect: str) -> tuple[str, ...]:
+def effect_keys(device: DeviceModel, effect: str) -> tuple[str, ...]:
     """Return the keys that differ from what would leave the effect out."""
     found = []
     for key, neutral in EFFECTS[effect].neutral.items():

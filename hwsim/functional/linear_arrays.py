@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from device_models.linear_array import LinearArray
-from hwsim.randomness import below, keyed, mixed, normal, seed_of, uniform
+from hwsim.randomness import below, keyed, normal, seed_of, uniform
 
 LARGEST_ERROR = 127
 """Steps of the grid of gain errors to either side; 6 standard deviations, about 21 steps in one."""
@@ -73,10 +73,10 @@ class Conversions:
     keys: Tensor
     name: str
 
-    def offsets(self, cycles: int, array: int) -> Tensor:
-        """Return (c, n): from where in the pool the conversions of a token in a cycle at one of the arrays draw."""
-        start = mixed(self.keys + seed_of(0, "linear conversion", self.name, array))
-        return keyed(start[None], torch.arange(cycles, device=start.device)[:, None])
+    def noise(self, cycles: int, tile: int, outputs: int) -> Tensor:
+        """Return the standard normals of the conversions at one of the arrays, (c, n, o)."""
+        start = torch.tensor(seed_of(0, "linear conversion", self.name, tile), device=self.keys.device)
+        return pool_noise(keyed(start, self.keys), cycles, outputs)
 
 
 def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) -> ArrayWeights:
@@ -213,7 +213,7 @@ def _shifted_sum(
             n = array.highest_code
             sums.mul_(n / (full_scale * weights.units))
             if keys is not None:
-                sums.add_(pool_noise(keys.offsets(cycles, tile).flatten(), outputs), alpha=array.noise)
+                sums.view(cycles, len(x), outputs).add_(keys.noise(cycles, tile, outputs), alpha=array.noise)
             before = sums.clone() if slope else None
             sums.round_().clamp_(-n, n)
             if before is not None:
@@ -248,14 +248,16 @@ def _int8_products() -> bool:
         return False
 
 
-def pool_noise(states: Tensor, outputs: int) -> Tensor:
-    """Return standard normals (m, o) for m states: as many successive numbers of a pool, from a place of its own each.
+def pool_noise(states: Tensor, cycles: int, outputs: int) -> Tensor:
+    """Return standard normals (c, n, o) for n states: for each, successive numbers of a pool from a place of its own.
 
-    Approximation: two rows may share numbers, shifted against each other, by a chance of o / 2^19.
+    Approximation: two states may share numbers, shifted against each other, by a chance of c o / 2^19.
     """
-    pool = _pool(states.device, max(POOL, 1 << (2 * outputs - 1).bit_length()))
+    pool = _pool(states.device, max(POOL, 1 << (2 * cycles * outputs - 1).bit_length()))
     windows = pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1))
-    return windows.index_select(0, below(states, len(windows)))
+    start = below(states, len(pool) - cycles * outputs + 1)
+    places = start[None] + outputs * torch.arange(cycles, device=states.device)[:, None]
+    return windows.index_select(0, places.flatten()).view(cycles, -1, outputs)
 
 
 @functools.cache

@@ -221,3 +221,15 @@ def test_bad_input_is_one_line_and_code_2(explain: Explain, arguments: list[str]
     message = explain(*arguments, code=2)
     assert message.startswith("error: ")
     assert named in message
+
+
+# ---- ternary layers
+
+
+def test_arrays_of_ternary_layers_have_a_table_of_their_own(explain: Explain) -> None:
+    shown = explain(NAME, columns=140)
+    part = shown[shown.index("SNR of a product of a ternary layer") :]
+    assert "8 cycles of 1 bit" in part
+    assert float(cells(part)["weight gain mismatch"][0]) == pytest.approx(40.0, abs=0.3)
+    assert "linear.gain_sigma 0.01" in cells(part)["weight gain mismatch"]
+    assert "no effect: the product is exact" in explain("ideal")[-400:]

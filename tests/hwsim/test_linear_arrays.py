@@ -28,6 +28,7 @@ from hwsim.functional.linear_arrays import (
     range_slope,
 )
 from hwsim.linear import OnArrays, TokenPlaces
+from hwsim.randomness import keyed
 from tests import tolerances
 
 
@@ -43,8 +44,7 @@ def codes(tokens: int, inputs: int, outputs: int, dtype: torch.dtype = torch.flo
 
 def drawn_noise(conversions: Conversions, cycles: int, tiles: int, outputs: int) -> Tensor:
     """Return the noise of (c, r, n, o) conversions, in the layout of the equations."""
-    rows = [pool_noise(conversions.offsets(cycles, tile).flatten(), outputs) for tile in range(tiles)]
-    return torch.stack([row.view(cycles, -1, outputs) for row in rows], 1).double()
+    return torch.stack([conversions.noise(cycles, tile, outputs) for tile in range(tiles)], 1).double()
 
 
 # ---- against the equations
@@ -236,7 +236,7 @@ def test_range_is_kept_on_a_device_that_needs_none() -> None:
     layer.put_on(OnArrays(arrays()))
     assert float(layer.full_scale) == 12.5
     layer.put_on(OnArrays(arrays(adc_range="learned")))
-    assert isinstance(layer.full_scale, torch.nn.Parameter) and float(layer.full_scale) == 12.5
+    assert isinstance(layer.full_scale, torch.nn.Parameter) and layer.full_scale.item() == 12.5
     assert "full_scale" in layer.state_dict()
     layer.put_on(OnArrays(arrays()))
     assert "full_scale" not in layer.state_dict() and float(layer.full_scale) == 12.5
@@ -367,8 +367,10 @@ def test_pool_is_a_standard_normal() -> None:
         1.0, abs=1e-6
     )
     assert stats.kstest(pool[::16].numpy(), "norm").pvalue > 1e-3
-    rows = pool_noise(linear_arrays.keyed(torch.arange(300)), 700)
-    assert rows.shape == (300, 700) and stats.kstest(rows[:, 0].numpy(), "norm").pvalue > 1e-3
+    rows = pool_noise(keyed(torch.tensor(1), torch.arange(20_000)), 2, 700)
+    assert rows.shape == (2, 20_000, 700)
+    for row in rows[:, :, 0]:
+        assert stats.kstest(row.numpy(), "norm").pvalue > 1e-3
 
 
 def test_a_layer_that_meets_other_tokens_says_so() -> None:
