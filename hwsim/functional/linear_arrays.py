@@ -165,7 +165,7 @@ def range_slope(
 
     ``dADC/dF = (round(v) - v) / n`` inside the range with ``v = S n / F``, ``sign(v)`` outside.
 
-    Source: esser2020, equation 3.
+    Source: Esser et al., Learned step size quantization, ICLR 2020, equation 3.
     """
     return _in_chunks(x, weights, array, full_scale, conversions, slope=True).div_(array.highest_code)
 
