@@ -30,6 +30,13 @@ MATTERS = 1e-3
 FREEZE = 2e-6
 """Of the largest output: the scale multiplies the sum instead of each weight, in float32."""
 
+CHECKPOINT = 1e-5
+"""Of the largest logit, float32: whole numbers times scales against transformers' products of rounded values, through
+two layers (measured: below 2e-6)."""
+
+CHECKPOINT_MATTERS = 0.05
+"""Of the largest logit: what a wrong scale or a norm too many changes; a few thousand times ``CHECKPOINT``."""
+
 PARITY = 1e-5
 """Absolute; the rule of the oracle's README for float32 outputs of the published code, before the output scaler."""
 

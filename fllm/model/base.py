@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from device_models import DeviceModel, InputError
-from fllm.model.checkpoints import is_packed, load_packed, read_scalers, set_scalers
+from fllm.model.checkpoints import LINEAR, Conversion, load_causal_lm, read_scalers, set_scalers
 from hwsim import (
     Adaptation,
     BitLinear,
     adapt_range_scalers,
+    calibrate_linear_arrays,
     calibrate_range_scalers,
     calibrate_readout,
     emulate,
@@ -41,7 +39,7 @@ class LoadedModel:
     Attributes:
         name: Name of its folder, or of the shipped model.
         sha256: Digest over the files of the folder.
-        ternarised: Whether full-precision weights were rounded to ternary after training.
+        conversion: What rounding trained weights to ternary cost; None where they were trained as ternary.
         folder: Where its files are, for messages.
         scalers: Range scalers of the folder by name, whatever device they are for; none where it has no such file.
         texts: Token ids of the sample texts that statistics are taken from.
@@ -52,11 +50,16 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     sha256: str
-    ternarised: bool
+    conversion: Conversion | None
     folder: Path
     scalers: Mapping[str, Tensor]
     texts: list[Tensor]
     placing: Placing
+
+    @property
+    def ternarised(self) -> bool:
+        """Whether full-precision weights were rounded to ternary after training."""
+        return self.conversion is not None
 
     @property
     def calibrated(self) -> bool:
@@ -96,7 +99,7 @@ def load_model(
         adaptation: ``two_step`` adapts the scalers to the device from what they give on its linear twin.
 
     Returns:
-        The model in evaluation mode, in float32.
+        The model in evaluation mode, computing in float32.
 
     Raises:
         InputError: If the folder is no loadable causal language model, or its scalers are made for another attention.
@@ -116,24 +119,12 @@ def _load(
     path: Path, name: str, device: DeviceModel, token_period: float | str, sample: Sequence[str], adaptation: str
 ) -> LoadedModel:
     _check_adaptation(device, adaptation)
-    model = load_packed(path) if is_packed(path) else _load_plain(path)
-    tokenizer = _load_tokenizer(path)
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if len(tokenizer) > vocabulary:
-        raise InputError(
-            "the tokenizer has more tokens than the model", where=str(path), expected=f"at most {vocabulary}",
-            received=len(tokenizer), remedy="keep the files of one model together",
-        )  # fmt: skip
-    had_ternary = any(isinstance(layer, BitLinear) for layer in model.modules())
+    tokenizer = load_tokenizer(path)
+    texts = sample_ids(tokenizer, sample)
+    found = load_causal_lm(path, texts, vocabulary=len(tokenizer))
     scalers = read_scalers(path)
-    texts = [tokenizer(text, return_tensors="pt").input_ids[:, :SAMPLE_TOKENS] for text in sample]
-    placing = _place(model, path, scalers, texts, device, token_period, adaptation)
-    for layer in model.modules():
-        if isinstance(layer, BitLinear):
-            layer.freeze_()
-    return LoadedModel(
-        model.eval(), tokenizer, name, _digest(path), not had_ternary, path, scalers, texts, placing
-    )  # fmt: skip
+    placing = _place(found.model, path, scalers, texts, device, token_period, adaptation)
+    return LoadedModel(found.model, tokenizer, name, _digest(path), found.conversion, path, scalers, texts, placing)
 
 
 def place(loaded: LoadedModel, device: DeviceModel, token_period: float | str, adaptation: str = "none") -> Placing:
@@ -143,6 +134,9 @@ def place(loaded: LoadedModel, device: DeviceModel, token_period: float | str, a
         InputError: If the model's scalers are made for another attention, or there is nothing to adapt to.
     """
     _check_adaptation(device, adaptation)
+    for layer in loaded.model.modules():
+        if isinstance(layer, BitLinear):
+            layer.set_range(None)
     for layer in gain_cell_layers(loaded.model):
         layer.reset_scalers(device)
     return _place(loaded.model, loaded.folder, loaded.scalers, loaded.texts, device, token_period, adaptation)
@@ -154,7 +148,8 @@ def _place(
 ) -> Placing:  # fmt: skip
     """Emulate, take the folder's scalers, and set what is missing from statistics."""
     emulate(model, device, token_period=token_period)  # type: ignore[arg-type]  # "auto" or seconds, checked before
-    stored = set_scalers(model, scalers, folder)
+    found = set_scalers(model, scalers, folder)
+    stored = found - {LINEAR}
     _check_activation(device, stored, folder)
     readout = device.readout.range != "fixed" and "full_scale" not in stored
     adapted = None
@@ -164,6 +159,8 @@ def _place(
         calibrate_range_scalers(model, texts)
     if readout:
         calibrate_readout(model, texts, most=1.0)
+    if texts and LINEAR not in found:  # without texts the converters keep what their arrays are expected to need
+        calibrate_linear_arrays(model, texts)
     return Placing(gain_cell_layers(model)[0].token_period_s, readout, adapted)
 
 
@@ -201,30 +198,16 @@ def _adapt(
     return adapt_range_scalers(model, device, texts)
 
 
-def _load_plain(path: Path) -> nn.Module:
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        raise InputError(
-            "no weights", where=str(path), expected="*.safetensors beside config.json", remedy="check --model"
-        )
-    disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def sample_ids(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str]) -> list[Tensor]:
+    """Return token ids (1, tokens) of sample texts, none longer than ``SAMPLE_TOKENS``."""
+    return [tokenizer(text, return_tensors="pt").input_ids[:, :SAMPLE_TOKENS] for text in sample]
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder; raises InputError if there is none."""
     try:
-        AutoConfig.from_pretrained(path, local_files_only=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file meets many parsers, each with errors of its own
-        first = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
-        raise InputError(f"not a loadable causal language model ({first})", where=str(path)) from None
-    if report["missing_keys"]:  # transformers fills them with random numbers
-        raise InputError("a tensor is missing", where=f"{path}: {min(report['missing_keys'])}")
-    return model
-
-
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # as above
         first = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise InputError(f"no loadable tokenizer ({first})", where=str(path), expected="tokenizer.json") from None
     return tokenizer
@@ -250,15 +233,18 @@ def model_facts(loaded: LoadedModel) -> dict[str, object]:
         "adaptation_iterations": adapted.iterations,
         "adaptation_largest_mismatch": adapted.mismatch,
     }  # fmt: skip
-    return facts | {
+    ternary = [layer for layer in model.modules() if isinstance(layer, BitLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in ternary)
+    stored = sum(layer.weight.numel() for layer in ternary)  # four weights in one element where they are packed
+    return facts | (loaded.conversion.facts() if loaded.conversion is not None else {}) | {
         "name": loaded.name,
         "sha256": loaded.sha256,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "ternary_parameters": sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear)),
+        "parameters": sum(p.numel() for p in model.parameters()) - stored + weights,
+        "ternary_parameters": weights,
         "layers": len(gain_cell_layers(model)),
         "heads": heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "ternarised_after_training": loaded.ternarised,
         "range_scalers_from_statistics": loaded.calibrated,
         "readout_range_from_statistics": loaded.placing.readout_calibrated,
-    }
+    }  # fmt: skip

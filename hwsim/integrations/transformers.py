@@ -152,7 +152,7 @@ def gain_cell_forward(
         )
     if torch.is_autocast_enabled(query.device.type):  # the arrays stay in float32 where the rest is rounded
         with torch.autocast(query.device.type, enabled=False):
-            out, _ = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)
+            out = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)[0]
             return out.to(query.dtype), None
     if dropout:
         warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)

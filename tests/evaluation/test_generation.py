@@ -71,10 +71,15 @@ def test_ideal_device_writes_what_greedy_decoding_writes(loaded: LoadedModel, pr
 
 
 def test_neither_batch_size_nor_order_matters_on_hardware(loaded: LoadedModel, prompts: list[Prompt]) -> None:
+    """In float64: in float32 the order of a sum may move one code of an activation, and several of the converters'."""
     on(loaded, load_device("gaincell_28nm"), 1)
-    found = written(loaded, prompts, 10, noise_seed=5)
-    assert written(loaded, prompts, 1, noise_seed=5) == found
-    assert written(loaded, prompts, 3, noise_seed=5) == found
+    loaded.model.double()
+    try:
+        found = written(loaded, prompts, 10, noise_seed=5)
+        assert written(loaded, prompts, 1, noise_seed=5) == found
+        assert written(loaded, prompts, 3, noise_seed=5) == found
+    finally:
+        loaded.model.float()
 
 
 def test_noise_of_an_answer_is_that_of_its_prompt(loaded: LoadedModel, prompts: list[Prompt]) -> None:

@@ -82,6 +82,35 @@ def test_plain_model_is_ternarised_and_calibrated(llama: Path) -> None:
     assert all(layer.offline and not layer.weight.requires_grad for layer in layers)
 
 
+def test_what_ternarising_cost_is_among_the_facts(llama: Path) -> None:
+    facts = model_facts(load_model(llama, DEVICE, 1e-5, SAMPLE))
+    assert facts["ternarised_after_training"] is True and facts["ternarising_layers"] == 7
+    assert 0.4 < facts["ternarising_weight_error_mean"] < 0.6  # type: ignore[operator]
+    assert facts["ternarising_tokens"] > 0  # type: ignore[operator]
+    assert abs(facts["ternarising_loss_after_nat"] - facts["ternarising_loss_before_nat"]) < 1  # type: ignore[operator]
+    assert not any("ternarising" in key for key in model_facts(load_model(None, DEVICE, 1e-5, [])))
+
+
+def test_large_model_is_counted_and_computes_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With packed weights and an embedding in 16 bits, on a chip with noise."""
+    small = load_model(None, DEVICE, 1e-5, [])
+    monkeypatch.setattr("fllm.model.checkpoints.causal_lm.LARGE", 0)
+    large = load_model(None, DEVICE, 1e-5, [])
+    assert all(layer.packed for layer in large.model.modules() if isinstance(layer, BitLinear))
+    assert all(p.dtype == torch.float32 for cells in gain_cell_layers(large.model) for p in cells.parameters())
+    assert model_facts(large) == model_facts(small)
+    torch.testing.assert_close(logits(large.model), logits(small.model), rtol=1e-5, atol=1e-4)
+
+
+def test_converters_of_linear_arrays_get_their_range_from_the_sample() -> None:
+    device = load_device("gaincell_28nm", {"linear.adc_range": "calibrated"})
+    ranges = []
+    for sample in ([], SAMPLE):
+        model = load_model(None, device, 1e-5, sample).model
+        ranges.append([float(layer.full_scale) for layer in model.modules() if isinstance(layer, BitLinear)])
+    assert len(set(ranges[0])) <= 2 < len(set(ranges[1]))  # without a sample they follow from the width alone
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     assert "no such model folder" in refused(tmp_path / "absent")
 

@@ -19,18 +19,9 @@ from transformers.integrations.bitnet import AutoBitLinear, pack_weights, unpack
 
 from device_models import InputError, load_device
 from fllm.model.base import load_model
-from fllm.model.checkpoints import (
-    SCALERS,
-    WEIGHTS,
-    is_packed,
-    load_packed,
-    pack_codes,
-    read_scalers,
-    set_scalers,
-    unpack_codes,
-    write_packed,
-)
+from fllm.model.checkpoints import SCALERS, WEIGHTS, load_causal_lm, read_scalers, set_scalers, write_packed
 from hwsim import BitLinear, emulate, gain_cell_layers
+from hwsim.functional.packing import pack_codes, unpack_codes
 from tests.fllm.small import SHIPPED, edit_json, logits
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -84,6 +75,10 @@ def test_values_that_are_no_codes_are_refused(value: float) -> None:
         pack_codes(ternary)
 
 
+def loaded_model(folder: Path) -> BitNetForCausalLM:
+    return load_causal_lm(folder).model
+
+
 def small_model() -> BitNetForCausalLM:
     """Make a model on a device whose embeddings and norms lose nothing in bfloat16."""
     config = BitNetConfig(
@@ -111,7 +106,7 @@ def test_written_model_computes_the_same_bits(tmp_path: Path) -> None:
     write_packed(model, tmp_path)
     assert torch.equal(logits(model), before)  # writing changed nothing
 
-    loaded = load_packed(tmp_path)
+    loaded = loaded_model(tmp_path)
     assert not any(isinstance(layer, BitLinear) and not layer.offline for layer in loaded.modules())
     emulate(loaded, DEVICE, token_period=1e-5)
     assert not torch.equal(logits(loaded), before)  # the range scalers are not there yet
@@ -142,14 +137,14 @@ def test_scalers_stay_out_of_the_plain_file(tmp_path: Path) -> None:
 def test_folder_without_scalers_says_so(tmp_path: Path) -> None:
     write_packed(small_model(), tmp_path)
     (tmp_path / SCALERS).unlink()
-    loaded = load_packed(tmp_path)
+    loaded = loaded_model(tmp_path)
     emulate(loaded, DEVICE, token_period=1e-5)
     assert set_scalers(loaded, read_scalers(tmp_path), tmp_path) == frozenset()
 
 
 def on(overrides: dict[str, object], folder: Path) -> BitNetForCausalLM:
     """Return the plain model of a folder on another device."""
-    model = load_packed(folder)
+    model = loaded_model(folder)
     emulate(model, load_device("gaincell_28nm", overrides), token_period=1e-5)
     return model
 
@@ -213,27 +208,6 @@ def test_scalers_that_do_not_fit_are_refused(tmp_path: Path, edit: Callable, dev
         set_scalers(on(device, tmp_path), read_scalers(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "packed"),
-    [
-        ('{"quantization_config": {"quant_method": "bitnet"}}', True),
-        ('{"quantization_config": {"quant_method": "gptq"}}', False),
-        ('{"quantization_config": null}', False),
-        ('{"quantization_config": ["bitnet"]}', False),
-        ("{}", False),
-        ("[]", False),
-        ("{", False),
-    ],
-)
-def test_packed_folder_is_told_by_its_configuration(tmp_path: Path, text: str, packed: bool) -> None:
-    (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    assert is_packed(tmp_path) is packed
-
-
-def test_empty_folder_is_not_packed(tmp_path: Path) -> None:
-    assert is_packed(tmp_path) is False
-
-
 def drop_norm(tensors: dict[str, Tensor]) -> None:
     del tensors["model.norm.weight"]
 
@@ -272,7 +246,7 @@ def two_scales(tensors: dict[str, Tensor]) -> None:
 def test_tensors_that_do_not_fit_are_named(model_copy: Path, edit: Callable, what: str) -> None:
     change(model_copy, edit)
     with pytest.raises(InputError, match=what):
-        load_packed(model_copy)
+        loaded_model(model_copy)
 
 
 @pytest.mark.parametrize(
@@ -293,13 +267,6 @@ def test_configuration_that_does_not_fit_is_refused(model_copy: Path, changes: d
         load_model(model_copy, DEVICE, 1e-5, [])
 
 
-def test_other_scale_convention_is_refused(model_copy: Path) -> None:
-    """transformers' ``linear_class: bitlinear`` stores the reciprocal: read as ours, every layer would be off."""
-    edit_json(model_copy / "config.json", quantization_config={"quant_method": "bitnet", "linear_class": "bitlinear"})
-    with pytest.raises(InputError, match="received 'bitlinear'"):
-        load_packed(model_copy)
-
-
 @pytest.mark.parametrize("name", [WEIGHTS, SCALERS])
 def test_truncated_file_is_named(model_copy: Path, cut: Callable[[Path, int], None], name: str) -> None:
     cut(model_copy / name, 500)
@@ -312,7 +279,7 @@ def test_truncated_file_is_named(model_copy: Path, cut: Callable[[Path, int], No
 
 @pytest.mark.parametrize("dtype", [torch.float32, None], ids=["float32", "as stored"])
 def test_plain_transformers_decodes_the_same_weights(dtype: torch.dtype | None) -> None:
-    ours = dict(load_packed(SHIPPED).named_modules())
+    ours = dict(loaded_model(SHIPPED).named_modules())
     theirs = AutoModelForCausalLM.from_pretrained(
         SHIPPED, local_files_only=True, **({} if dtype is None else {"dtype": dtype})
     )
@@ -331,7 +298,7 @@ def test_plain_transformers_decodes_the_same_weights(dtype: torch.dtype | None) 
 
 
 def test_writing_the_shipped_model_gives_its_bytes(tmp_path: Path) -> None:
-    model = load_packed(SHIPPED)
+    model = loaded_model(SHIPPED)
     emulate(model, DEVICE, token_period=1e-5)
     set_scalers(model, read_scalers(SHIPPED), SHIPPED)
     write_packed(model, tmp_path)
