@@ -34,11 +34,25 @@ class _Strict(BaseModel):
 
 
 class LoraSettings(_Strict):
-    """Low-rank adapters beside every ternary layer, in digital."""
+    """Low-rank adapters beside ternary layers, in digital.
+
+    Attributes:
+        r: Rank.
+        alpha: The adapter's output is multiplied by alpha / r.
+        dropout: Share of the adapter's inputs that training leaves out.
+        targets: Projections that get an adapter, such as ``q_proj``; none named is every ternary layer.
+        rslora: Multiply by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732).
+        freeze_a: A stays as it was drawn from the seed; only B is trained and sent (FFA-LoRA, Sun et al., ICLR 2024).
+        train_scalers: The range scalers of the emulated attention are trained, sent and saved with the adapter.
+    """
 
     r: Count = 8
     alpha: Annotated[StrictFloat, Field(gt=0)] = 16.0
     dropout: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[str, ...] = ()
+    rslora: StrictBool = False
+    freeze_a: StrictBool = False
+    train_scalers: StrictBool = False
 
 
 class CueSettings(_Strict):
@@ -58,6 +72,8 @@ class RunConfig(_Strict):
         device: Overrides of device keys, for example ``{"readout.bits": 6}``.
         token_period: Time between two tokens, for example ``"10 us"``; ``"auto"`` is the model's own latency.
         model: Folder of a Hugging Face causal language model; None is the shipped base model.
+        adapter: Folder of a trained adapter, or of its run, to start from; its settings become ``lora``.
+        evaluate_only: Evaluate that adapter and train nothing; what is said of training then has no effect.
         adaptation: ``two_step`` adapts the range scalers to the device's non-linear cells as published (leroux2025,
             equation 9), from their statistics on linear cells; nothing is trained.
         task: ``diagnosis`` of clinical cases, ``csv`` for classification of any table of texts, or ``text`` for
@@ -107,6 +123,8 @@ class RunConfig(_Strict):
     device: dict[str, Any] = Field(default_factory=dict)
     token_period: str = "10 us"
     model: str | None = None
+    adapter: str | None = None
+    evaluate_only: StrictBool = False
     adaptation: Literal["none", "two_step"] = "none"
     task: Literal["diagnosis", "csv", "text"] = "diagnosis"
     data_dir: str | None = None
@@ -154,6 +172,8 @@ class RunConfig(_Strict):
     @model_validator(mode="after")
     def _fitting_task(self) -> RunConfig:
         """Refuse settings that would be without effect, or have nothing to work on."""
+        if self.evaluate_only and self.adapter is None:
+            raise ValueError("evaluate_only evaluates a trained adapter: name its folder as adapter")
         if self.task == "diagnosis" and self.data_files:
             raise ValueError("data_files belong to the tasks csv and text; clinical cases are read from data_dir")
         if self.task != "diagnosis" and (self.data_dir is not None or not self.data_files):
@@ -189,18 +209,20 @@ def load_config(file: Path | None = None, settings: Mapping[str, object] | None 
         settings: New values by dotted key; ``device.<key>`` reaches into the device file.
 
     Returns:
-        The configuration.
+        The configuration; where it names an adapter, ``lora`` is that of the adapter.
 
     Raises:
-        InputError: If a key is unknown or a value is not accepted.
+        InputError: If a key is unknown, a value is not accepted, or an adapter cannot be read or contradicts ``lora``.
     """
+    from fllm.model.identity import with_settings_of_adapter  # reads the settings that are defined here
+
     tree = read_yaml(file) if file is not None else {}
     where = str(file) if file is not None else "options"
     if not isinstance(tree, dict):
         raise InputError("not a run file", where=where, expected="keys and values", received=type(tree).__name__)
     for key, value in (settings or {}).items():
         _set(tree, key.split("."), value)
-    return validate_config(tree, where)
+    return with_settings_of_adapter(validate_config(tree, where))
 
 
 def validate_config(tree: Mapping[str, object], where: str) -> RunConfig:

@@ -22,34 +22,51 @@ from fllm.federation.client_app import counts_of
 from fllm.federation.server_app import Round
 from fllm.federation.task import label_of
 from fllm.memory import peak_memory_bytes
-from fllm.model.adapters import adapter_digest, get_adapter
+from fllm.model.adapters import adapter_digest, whole_adapter
 from fllm.preparation import Prepared
 from fllm.record import smallest_cell
-from hwsim import EventCounts, emulate, price
+from hwsim import Die, EventCounts, count_events, emulate, price
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model on the ideal device and on each die of the emulated one."""
+    """Scores of one model on the ideal device and on each die of the emulated one.
+
+    Attributes:
+        ideal: On the ideal device.
+        dies: On each die.
+        counts: Events of the forward passes on the first die; None where training is what is counted.
+    """
 
     ideal: Scores
     dies: list[Scores]
+    counts: EventCounts | None = None
 
 
 def evaluate_everywhere(prepared: Prepared) -> Evaluation:
     """Score the adapter on the ideal device and on every die of the emulated one."""
     bench, held_out, period_s = prepared.bench, prepared.held_out, prepared.period_s
-    return Evaluation(
-        bench.score(held_out, prepared.ideal, None, period_s),
-        [bench.score(held_out, prepared.device, die, period_s) for die in prepared.dies],
-    )
+
+    def on(die: Die) -> Scores:
+        return bench.score(held_out, prepared.device, die, period_s)
+
+    ideal = bench.score(held_out, prepared.ideal, None, period_s)
+    if not prepared.config.evaluate_only:
+        return Evaluation(ideal, [on(die) for die in prepared.dies])
+    with count_events() as counts:
+        first = on(prepared.dies[0])
+    return Evaluation(ideal, [first, *(on(die) for die in prepared.dies[1:])], counts)
+
+
+_OF_TRAINING = ("train_loss", "clients", "failures", "uplink_bytes", "downlink_bytes")
+"""What a round says of training; absent where nothing is trained."""
 
 
 def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Round | None = None) -> dict[str, Any]:
     """Describe a round; without an outcome, the model before the first one."""
-    counts = on_chip(counts_of(outcome.metrics) if outcome else EventCounts(), prepared)
+    counts = on_chip(counts_of(outcome.metrics) if outcome else scores.counts or EventCounts(), prepared)
     cost = price(counts, prepared.device, token_period_s=prepared.period_s)
-    return {
+    row = {
         "round": number,
         "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
         "clients": outcome.clients if outcome else 0,
@@ -64,8 +81,9 @@ def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Roun
         "latency_per_token_s": cost.latency_per_token_s,
         "ideal": {key: getattr(scores.ideal, key) for key in METRICS},
         "hardware": {key: _spread([getattr(die, key) for die in scores.dies]) for key in METRICS},
-        "adapter_sha256": adapter_digest(get_adapter(prepared.model)),
+        "adapter_sha256": adapter_digest(whole_adapter(prepared.model)),
     }
+    return {key: value for key, value in row.items() if not (prepared.config.evaluate_only and key in _OF_TRAINING)}
 
 
 def _spread(values: list[float | None]) -> dict[str, Any]:
@@ -100,7 +118,7 @@ def final_facts(prepared: Prepared, scores: Evaluation, seconds: float) -> dict[
         "prices": price_rows(counts, device, prepared.period_s) if tokens else [],
         "energy": energy_of_token(counts, prepared) if tokens else None,
         "activity": activity_of_texts(counts, prepared) if tokens else None,
-        "training": training_of(record["rounds"], prepared),
+        "training": None if prepared.config.evaluate_only else training_of(record["rounds"], prepared),
         "adapter_sha256": last["adapter_sha256"],
         "wall_seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +22,21 @@ from fllm.data.budget import TokenBudget
 from fllm.data.corpus import Example, Task, answer_text
 from fllm.evaluation import Prompt, Scores, evaluate
 from fllm.federation.task import Hospital, LocalTraining
-from fllm.model.adapters import attach_adapter, get_adapter
+from fllm.model.adapters import adapter_digest, attach_adapter, get_adapter, load_adapter, read_adapter
 from fllm.model.base import LoadedModel, load_model, model_facts
+from fllm.model.identity import (
+    AdapterIdentity,
+    BaseIdentity,
+    DeviceIdentity,
+    adapter_folder,
+    read_identity,
+    with_settings_of_adapter,
+)
 from fllm.observer import Observer
 from fllm.prompting import Encoded, encode
 from fllm.record import NOT_MODELLED, assumptions, data_facts, device_facts, environment, network_facts, sources
 from fllm.results import SCHEMA_VERSION
-from hwsim import BitLinear, Die, EventCounts, count_events, emulate
+from hwsim import Die, EventCounts, count_events, emulate
 from hwsim.effects import idle_effects
 from hwsim.randomness import seed_of
 
@@ -51,6 +60,8 @@ class Bench:
     answers: list[list[int]]
     pad_id: int
     facts: dict[str, object]
+    origin: dict[str, Any] | None = None
+    """The adapter that was started from: its digest, and what it was trained on; None for a new one."""
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Return examples as token ids."""
@@ -114,6 +125,7 @@ class Prepared:
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
     """Load device, cases and model, write the prompts, and score the baselines."""
     torch.set_num_threads(config.threads)
+    config = with_settings_of_adapter(config)
     device = device_of(config)
     network = load_network(config.network)
     observer.stage("reading the cases")
@@ -152,6 +164,10 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         "rounds": [],
         "final": None,
     }
+    if bench.origin is not None:
+        record["adapter"] = bench.origin
+    if config.evaluate_only:
+        del record["network"]  # nothing is sent
     held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
     built = _one_token(bench.model, bench.pad_id)
     hospitals = [
@@ -176,25 +192,71 @@ def _check_prompts(cases: Cases, encoded: Encoded) -> None:
 def device_of(config: RunConfig) -> DeviceModel:
     """Load the device of a run; raises InputError, also for one that only training of the base model could use."""
     device = load_device(config.device_model, config.device)
-    if device.readout.range == "learned":
+    if device.readout.range == "learned" and not config.lora.train_scalers:
         raise InputError(
             "a run trains adapters alone, so nothing learns the range of the readout",
             where=f"{device.name}: readout.range", expected="fixed or calibrated", received="learned",
-            remedy="--set device.readout.range=calibrated",
+            remedy="--set device.readout.range=calibrated, or --set lora.train_scalers=true",
+        )  # fmt: skip
+    if device.linear.adc_range == "learned":
+        raise InputError(
+            "a run trains adapters alone, so nothing learns the range of the arrays' converters",
+            where=f"{device.name}: linear.adc_range", expected="ideal, fixed or calibrated", received="learned",
+            remedy="--set device.linear.adc_range=calibrated",
         )  # fmt: skip
     return device
 
 
 def load_bench(config: RunConfig, task: Task, device: DeviceModel) -> Bench:
-    """Load the model on a device and attach a new adapter."""
-    sample = [build_note(case, config.fields) for case in load_synthetic(40, n_hospitals=4, seed=1).cases[:16]]
-    loaded = load_model(config.model, device, token_period_of(config), sample, config.adaptation)
+    """Load the model on a device and attach an adapter: a new one, or the one that the run starts from."""
+    loaded = load_model(
+        config.model, device, token_period_of(config), sample_notes(config.fields), config.adaptation
+    )  # fmt: skip
     answers = [loaded.tokenizer(answer_text(name), add_special_tokens=False)["input_ids"] for name in task.classes]
     facts = model_facts(loaded)
     model = attach_adapter(loaded.model, config.lora, base_name=loaded.name, seed=config.seed)
+    origin = None if config.adapter is None else start_from(model, loaded, adapter_folder(config.adapter))
     facts["adapter_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    facts["ternary_weights"] = sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear))
-    return Bench(config, task, loaded, model, answers, _pad_id(loaded), facts)
+    facts["ternary_weights"] = facts["ternary_parameters"]
+    return Bench(config, task, loaded, model, answers, _pad_id(loaded), facts, origin)
+
+
+def sample_notes(fields: Sequence[str]) -> list[str]:
+    """Return made-up notes, from whose statistics scalers and ranges of a model are set where it has none."""
+    return [build_note(case, fields) for case in load_synthetic(40, n_hospitals=4, seed=1).cases[:16]]
+
+
+def start_from(model: PeftModel, loaded: LoadedModel, folder: Path) -> dict[str, Any]:
+    """Set a saved adapter on a model that has one of the same settings.
+
+    Returns:
+        Its digest, and the base and device that it was trained on.
+
+    Raises:
+        InputError: If it was trained on another base model, or does not fit.
+    """
+    identity = read_identity(folder)
+    if identity.base.sha256 != loaded.sha256:
+        raise InputError(
+            "the adapter belongs to another base model", where=str(folder),
+            expected=f"{identity.base.name} ({identity.base.sha256[:12]})",
+            received=f"{loaded.name} ({loaded.sha256[:12]})", remedy="give the base that it was trained on as --model",
+        )  # fmt: skip
+    adapter = read_adapter(folder)
+    load_adapter(model, adapter, folder)
+    facts = identity.model_dump(mode="json", include={"base", "device"})
+    return {"sha256": adapter_digest(adapter), **facts}
+
+
+def identity_of(config: RunConfig, loaded: LoadedModel, device: DeviceModel) -> AdapterIdentity:
+    """Describe what an adapter that a run trains belongs to."""
+    return AdapterIdentity(
+        base=BaseIdentity(name=loaded.name, sha256=loaded.sha256),
+        device=DeviceIdentity(
+            name=device.name, file_sha256=device.file_sha256, overrides=config.device, token_period=config.token_period
+        ),
+        lora=config.lora,
+    )
 
 
 def token_period_of(config: RunConfig) -> float | str:

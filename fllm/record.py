@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch is not needed to describe a device
 
 NOT_MODELLED = (
     "correlation of flicker noise between reads, gradients of mismatch across a die, stuck cells, ageing but for drift",
-    "quantisation and noise of the arrays of the linear layers: their ternary weights and 8-bit inputs are exact",
+    "linear layers' arrays: gain, offset and non-linearity of single converters, wire drop",
     "buffers of activations beside the linear arrays, beyond their system factor; loss and sampling",
     "the digital side beyond arithmetic and memory: power supply, clocks, input and output, leakage of its logic",
     "network beyond the clients' interfaces (a LAN's port excepted): base stations, the server; evaluation",

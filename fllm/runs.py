@@ -24,7 +24,7 @@ from fllm.lora_baselines import key_of, lora_baseline
 from fllm.model.adapters import adapter_digest, get_adapter, read_adapter, save_adapter, set_adapter
 from fllm.observer import Observer
 from fllm.outcome import evaluate_everywhere, final_facts, round_row
-from fllm.preparation import Prepared, prepare
+from fllm.preparation import Prepared, identity_of, prepare
 from fllm.report import render
 from fllm.results import read_result, write_result, write_rounds_csv
 from hwsim.effects import is_configured
@@ -54,7 +54,7 @@ def run(
     config: RunConfig, *, out: Path = Path("reports"), name: str | None = None, command: str = "fllm.run(...)",
     observer: Observer | None = None,
 ) -> RunResult:  # fmt: skip
-    """Run federated fine-tuning through the emulated device.
+    """Run federated fine-tuning through the emulated device, or only evaluate a trained adapter on it.
 
     Args:
         config: The configuration.
@@ -64,7 +64,8 @@ def run(
         observer: Is told about stages and rounds.
 
     Returns:
-        The result; its folder holds ``result.json``, ``rounds.csv``, ``adapter/``, ``report.html`` and figures.
+        The result; its folder holds ``result.json``, ``rounds.csv``, ``report.html``, figures, and ``adapter/`` if
+        one was trained.
 
     Raises:
         InputError: If an input is bad; nothing is written then.
@@ -95,8 +96,8 @@ def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
     if former["status"] == "completed":
         raise InputError("the run is complete", where=str(folder), remedy="start a new one without --resume")
     prepared = prepare(validate_config(former["config"], str(folder / RESULT)), observer)
-    for what, key in (("data", "sha256"), ("model", "sha256"), ("device", "file_sha256")):
-        if prepared.record[what][key] != former[what][key]:
+    for what, key in (("data", "sha256"), ("model", "sha256"), ("device", "file_sha256"), ("adapter", "sha256")):
+        if what in former and prepared.record[what][key] != former[what][key]:
             raise InputError(f"the {what} changed since the run began", where=str(folder), remedy="start a new run")
     prepared.record.update({key: former[key] for key in ("name", "command", "created", "rounds")})
     trained = [key_of(kind) for kind in prepared.config.lora_baselines]
@@ -140,6 +141,7 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
 def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
     """Run the rounds that are missing, writing the state after each."""
     record, config, model = prepared.record, prepared.config, prepared.model
+    identity = identity_of(config, prepared.bench.loaded, prepared.device)
     finished = sum(row["round"] > 0 for row in record["rounds"])
     if finished:
         set_adapter(model, _saved_adapter(folder, record["rounds"][-1]["adapter_sha256"]))
@@ -148,8 +150,9 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
     if not record["rounds"]:
         record["rounds"] = [round_row(0, prepared, scores)]
         _write(record, folder)
+    last_round = 0 if config.evaluate_only else config.num_rounds
     for row in record["rounds"]:
-        observer.round_done(row, config.num_rounds)
+        observer.round_done(row, last_round)
 
     def on_round(outcome: Round) -> None:
         nonlocal scores
@@ -160,12 +163,12 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
         row["training"] = training_of([row], prepared)
         grid.uplink_bytes = grid.downlink_bytes = 0
-        save_adapter(model, folder / NEXT_ADAPTER)  # before its row: a recorded round has its adapter
+        save_adapter(model, folder / NEXT_ADAPTER, identity)  # before its row: a recorded round has its adapter
         record["rounds"].append(row)
         _write(record, folder)
         _replace_adapter(folder)
-        observer.round_done(row, config.num_rounds)
-        if outcome.number < config.num_rounds:
+        observer.round_done(row, last_round)
+        if outcome.number < last_round:
             observer.stage(f"training round {outcome.number + 1}")
 
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), config.num_clients)
@@ -173,13 +176,14 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         fedavg(config.num_clients),
         get_adapter(model),
         first_round=finished + 1,
-        last_round=config.num_rounds,
+        last_round=last_round,
         on_round=on_round,
     )
-    if finished < config.num_rounds:
+    if finished < last_round:
         observer.stage(f"training round {finished + 1}")
         server(grid, Context(1, 0, {}, RecordDict(), {}))
-    _add_baselines(prepared, folder, observer)
+    if not config.evaluate_only:
+        _add_baselines(prepared, folder, observer)
     observer.stage("writing the report")
     record["final"] = final_facts(prepared, scores, time.monotonic() - started)
     if is_configured(prepared.device, "refresh") and not record["final"]["counts"].get("attention.refresh_conversion"):

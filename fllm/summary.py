@@ -28,13 +28,20 @@ def summary(result: Mapping[str, Any], folder: Path) -> str:
         lines += [f"          {sentence}" for sentence in final["energy"]["dominates"]]
         lines += [f"          {note}" for note in final["energy"]["price_notes"]]
         lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
-        spent = (f"{format_quantity(e['nominal'], 'J')} {place}" for place, e in final["training"]["lines_j"].items())
-        lines.append(f"training  {', '.join(spent)} (three places, not one system)")
+        lines += _training_lines(final["training"])
     lines += [f"warning   {warning}" for warning in result.get("warnings", ())]
     memory = final["peak_memory_bytes"]
     lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))
     lines.append(f"report    {folder / 'report.html'}")
     return "\n".join(lines)
+
+
+def _training_lines(training: Mapping[str, Any] | None) -> list[str]:
+    """Say what training spent; nothing where nothing was trained."""
+    if training is None:
+        return []
+    spent = (f"{format_quantity(e['nominal'], 'J')} {place}" for place, e in training["lines_j"].items())
+    return [f"training  {', '.join(spent)} (three places, not one system)"]
 
 
 def _accuracy_lines(final: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ _FINAL_METRICS: dict[str, tuple[str, ...]] = {
     "final/training_energy_network_j": ("training", "lines_j", "network", "nominal"),
 }
 _MARK = "accuracy/hardware"  # every round has it: a round that has it in a journal is there
-_PATHS = ("device_model", "model", "network")
+_PATHS = ("device_model", "model", "network", "adapter")
 _PARAMS_AT_ONCE = 100  # MLflow takes no more in one call
 
 

@@ -63,7 +63,7 @@ def answer(result: Mapping[str, Any]) -> Answer:
     final = result.get("final") or {}
     return Answer(
         rounds_done=sum(row["round"] > 0 for row in rounds),
-        rounds_planned=value_at(result, "config", "num_rounds"),
+        rounds_planned=value_at(result, "config", "num_rounds") if is_trained(result) else None,
         last=last,
         accuracy_ideal=first_known(final.get("accuracy_ideal"), value_at(last, "ideal", "accuracy")),
         accuracy_hardware=first_known(final.get("accuracy_hardware"), value_at(last, "hardware", "accuracy", "mean")),
@@ -82,11 +82,21 @@ def title(result: Mapping[str, Any]) -> str:
 
 def question(result: Mapping[str, Any]) -> str:
     """Ask the run's question in one sentence."""
+    if not is_trained(result):
+        return (
+            f"With a given adapter that is not trained further, {task.question(result)} on this emulated hardware "
+            "compared with an ideal device, and what does one token cost in energy and time?"
+        )
     clients = value_at(result, "config", "num_clients") or len(result["data"].get("clients") or [])
     return (
         f"After federated LoRA fine-tuning across {plural(int(clients), 'client')}, {task.question(result)} on this "
         "emulated hardware compared with an ideal device, and what does one token cost in energy and time?"
     )
+
+
+def is_trained(result: Mapping[str, Any]) -> bool:
+    """Whether the run trains; otherwise it evaluates a given adapter."""
+    return not value_at(result, "config", "evaluate_only")
 
 
 def device_title(result: Mapping[str, Any]) -> str:
@@ -98,6 +108,8 @@ def status_note(result: Mapping[str, Any]) -> str | None:
     """Say how far an unfinished run has come; None for a completed one."""
     if result["status"] == "completed":
         return None
+    if not is_trained(result):
+        return "This run was interrupted or is still running: statistics and costs of its evaluation are not finished."
     found = answer(result)
     planned = f" of {found.rounds_planned}" if found.rounds_planned else ""
     state = "was interrupted" if result["status"] == "interrupted" else "is still running"

@@ -43,6 +43,7 @@ def contents(result: Mapping[str, Any]) -> dict[str, Any]:
         "name": result["name"],
         "title": facts.title(result),
         "question": facts.question(result),
+        "trained": facts.is_trained(result),
         "synthetic": bool(result["data"].get("synthetic")),
         "status_note": facts.status_note(result),
         "accuracy": tables.accuracy_table(result),
@@ -105,6 +106,8 @@ def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
         energy.append(f"{percent(assumed, 0)} of it rests on assumed prices")
     if activation := facts.activation_line(result):
         energy.append(activation)
+    if not facts.is_trained(result):
+        energy.append("Counted over the forward passes of this evaluation on its first die")
     latency = energy_facts.latency_lines(result)
     if period := facts.token_period_line(result):
         latency.append(period)
@@ -124,7 +127,8 @@ def _environment(result: Mapping[str, Any]) -> dict[str, Any]:
         "data SHA-256": result["data"].get("sha256"),
         "device file SHA-256": result["device"].get("file_sha256"),
         "model": {key.replace("_", " "): value for key, value in model.items()},
-        "trained adapter SHA-256": final.get("adapter_sha256"),
+        f"{'trained' if facts.is_trained(result) else 'evaluated'} adapter SHA-256": final.get("adapter_sha256"),
+        **({"adapter at the start": result["adapter"]} if result.get("adapter") else {}),
         **(result.get("environment") or {}),
     }
     if final.get("wall_seconds") is not None:

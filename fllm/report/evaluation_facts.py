@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fllm.report.answer import is_trained
 from fllm.report.formatting import count, interval, p_value, percent, plural, significant
 from fllm.report.tables import link_doi
 from fllm.report.task import DEVICES, DIAGNOSIS, accuracy_name, case_noun, kind_of
@@ -40,8 +41,9 @@ def has_classes(result: Mapping[str, Any]) -> bool:
 def introduction(result: Mapping[str, Any]) -> str:
     """Say what the numbers of the section are and where their statistics come from."""
     noun = case_noun(result)
+    model = "last model" if is_trained(result) else "given adapter"
     words = (
-        f"The last model on the {noun}s held out for the test. Hardware numbers are means over the simulated dies. "
+        f"The {model} on the {noun}s held out for the test. Hardware numbers are means over the simulated dies. "
         f"Intervals are 95 % intervals by the bootstrap over test {noun}s (Efron and Tibshirani 1993)"
     )
     if not has_classes(result):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fllm.report.answer import is_trained
 from fllm.report.data_tables import client_name
 from fllm.report.evaluation_facts import FEW_CASES, evaluation_of
 from fllm.report.formatting import (
@@ -126,7 +127,8 @@ def client_scores_table(result: Mapping[str, Any]) -> Table | None:
     own = ("95 % interval", "Macro-F1") if with_f1 else ("95 % interval",)
     columns = ("Client", f"Test {case_noun(result)}s", f"{accuracy_name(result)}, ideal", *own,
                f"{accuracy_name(result)}, hardware", *own, "Note")  # fmt: skip
-    caption = f"Every client's own test {case_noun(result)}s, answered by the one federated model"
+    model = "federated model" if is_trained(result) else "model"
+    caption = f"Every client's own test {case_noun(result)}s, answered by the one {model}"
     return Table(caption, columns, [Group(rows)], frozenset(range(1, len(columns) - 1)), sortable=True)
 
 

@@ -1,6 +1,7 @@
 """The figures of learning and communication, and the list of all figures of a report.
 
-Figures of the evaluation and the data are drawn where the result has their numbers; all others are drawn always.
+Figures of the evaluation and the data are drawn where the result has their numbers, those of training where the run
+trains; all others are drawn always.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fllm.report.answer import is_trained
 from fllm.report.data_figure import draw_label_mix
 from fllm.report.drawing import (
     BLUE,
@@ -184,6 +186,7 @@ _NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "confusion_ideal": lambda result: bool(value_at(evaluation_of(result), "ideal", "confusion")),
     "confusion_hardware": lambda result: bool(value_at(evaluation_of(result), "hardware", "confusion")),
     "reliability": lambda result: bool(value_at(evaluation_of(result), "ideal", "reliability")),
+    **dict.fromkeys(("rounds", "loss", "communication", "training"), is_trained),
     "label_mix": lambda result: any(client.get("label_counts") for client in result["data"].get("clients") or []),
 }
 

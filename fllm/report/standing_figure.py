@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fllm.report.answer import is_trained
 from fllm.report.drawing import (
     BLUE,
     CARD,
@@ -42,8 +43,8 @@ def draw_standing(result: Mapping[str, Any]) -> Drawn:
     figure = Figure(figsize=(SIZE[0], 1.5 + 0.4 * max(4, len(rows))))
     left, right = figure.subplots(1, 2, sharey=True)
     caption = (
-        f"The federated model and its baselines on the same test {noun}s; whiskers: 95 % interval over test {noun}s; "
-        "dotted line: the model on the emulated hardware."
+        f"The {'federated model' if is_trained(result) else 'model'} and its baselines on the same test {noun}s; "
+        f"whiskers: 95 % interval over test {noun}s; dotted line: the model on the emulated hardware."
     )
     if not rows:
         right.set_axis_off()

@@ -24,7 +24,7 @@ from fllm.config import RunConfig
 from fllm.energy import energy_facts
 from fllm.evaluation import METRICS, Scores
 from fllm.federation.server_app import RoundFailed
-from fllm.model.adapters import read_adapter, set_adapter
+from fllm.model.adapters import load_adapter, read_adapter, whole_adapter
 from fllm.model.base import place
 from fllm.preparation import Bench, HeldOut, device_of, evaluation_die, ideal_twin, load_bench, token_period_of
 from fllm.runs import run_or_resume
@@ -91,6 +91,7 @@ class Held:
 
     def __init__(self, bench: Bench, held_out: HeldOut, cases_sha256: str) -> None:
         self.bench, self.held_out, self.cases_sha256 = bench, held_out, cases_sha256
+        self._adapter = whole_adapter(bench.model)
         self._ideal: dict[str, Scores] = {}
         self._dies: dict[int, Die] = {}
 
@@ -101,7 +102,7 @@ class Held:
         bench = load_bench(task.config, cases.corpus.task, device_of(task.config))
         if task.model_sha256 not in (None, bench.loaded.sha256):
             raise InputError("the base model changed since the adapter was trained", where=bench.loaded.name)
-        set_adapter(bench.model, read_adapter(task.adapter))
+        load_adapter(bench.model, read_adapter(task.adapter), task.adapter)
         encoded = bench.encode([*cases.split.test, *cases.split.validation])
         held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
         return cls(bench, held_out, digest_of_cases(task.config, cases.corpus.sha256))
@@ -111,6 +112,7 @@ class Held:
         device = device_of(task.config)
         with self.bench.model.disable_adapter():
             placing = place(self.bench.loaded, device, token_period_of(task.config), task.config.adaptation)
+        load_adapter(self.bench.model, self._adapter, task.adapter)  # its range scalers, where it has some
         period = placing.token_period_s
         ideal = self._on_ideal(device, period)
         shared = self._facts(task.config, device, period) | {
@@ -170,7 +172,7 @@ class Held:
         """Count what answering the test cases takes: each prompt through the model, the LM head asked at its end."""
         total = EventCounts()
         for tokens, prompts in sorted(Counter(len(prompt.tokens) for prompt in self.held_out.test).items()):
-            if self._shape is None:
+            if self._shape is None or self.bench.config.lora.targets:  # analytic: an adapter beside every layer
                 total.add(self._counted(tokens, prompts, device, period))
                 continue
             total.add(

@@ -31,7 +31,10 @@ MOST_TRIED = 64
 ON_THE_DEVICE = ("device_model", "token_period", "adaptation")
 """Run keys that a trained adapter can be evaluated under; all others decide how it is trained or on what."""
 _REPLICATED = {"seed": "--seeds", "dies": "--dies"}
-_NEVER = {"threads": "each point runs on one thread", "device": "name a key of the device, such as retention.tau"}
+_NEVER = {
+    "threads": "each point runs on one thread", "device": "name a key of the device, such as retention.tau",
+    "evaluate_only": "use --mode evaluate",
+}  # fmt: skip
 
 
 _POLYNOMIAL = "cell.coefficients"
@@ -169,6 +172,11 @@ def make_plan(
     if dies < 1 or not seeds:
         raise InputError("out of range", where="--dies and --seeds", expected="1 or more", received=(dies, len(seeds)))
     keys = tuple(_resolve(vary, mode) for vary in varied)
+    if config.evaluate_only:
+        raise InputError(
+            "the base run trains nothing", where="evaluate_only", expected="false",
+            remedy="--mode evaluate evaluates the adapter of a finished run",
+        )  # fmt: skip
     names = [key.name for key in keys]
     if len(set(names)) < len(names):
         raise InputError("a key is varied twice", where="--vary", received=", ".join(names))

@@ -12,6 +12,7 @@ from device_models.loading import preset_names
 from fllm.config import RunConfig, validate_config
 from fllm.energy import cost_sources
 from fllm.model.digest import digest_of_arrays
+from fllm.model.identity import SCALERS, WEIGHTS
 from fllm.record import assumptions, device_facts, environment
 from fllm.results import SCHEMA_VERSION, SWEEP, read_result
 from fllm.sweeps.design import parse_vary
@@ -155,7 +156,10 @@ def stored_digest(folder: Path) -> str:
     from safetensors.numpy import load_file
 
     try:
-        return digest_of_arrays(load_file(folder / "adapter_model.safetensors"))
+        state = load_file(folder / WEIGHTS)
+        if (folder / SCALERS).is_file():
+            state |= load_file(folder / SCALERS)
+        return digest_of_arrays(state)
     except Exception as error:  # a file that is gone, cut off or no such file, each with an error of its own
         raise InputError(f"adapter cannot be read ({type(error).__name__})", where=str(folder)) from None
 

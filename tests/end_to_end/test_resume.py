@@ -17,6 +17,7 @@ from fllm import cli
 from fllm.config import RunConfig
 from fllm.data import write_cohort
 from fllm.model.adapters import adapter_digest, read_adapter
+from fllm.model.identity import AdapterIdentity
 from fllm.observer import Observer
 from fllm.results import read_result
 from fllm.runs import Interrupted, RunResult, resume, run
@@ -90,10 +91,10 @@ def test_interruption_in_the_middle_of_saving(
     saved = fllm.runs.save_adapter
     calls = []
 
-    def save_and_stop(model: PeftModel, folder: Path) -> None:
+    def save_and_stop(model: PeftModel, folder: Path, identity: AdapterIdentity) -> None:
         calls.append(folder)
         if moment.startswith("after") or len(calls) < 2:
-            saved(model, folder)
+            saved(model, folder, identity)
         if len(calls) == 2:
             raise KeyboardInterrupt
 

@@ -22,8 +22,15 @@ from fllm.data.cdm_files import COLUMNS, OUTCOMES
 from fllm.model.adapters import attach_adapter
 from fllm.model.base import SHIPPED as NAME
 from fllm.model.base import load_model
+from fllm.model.identity import AdapterIdentity, BaseIdentity, DeviceIdentity
 
 SHIPPED = Path(fllm.__file__).parent / "model" / "assets" / NAME
+IDENTITY = AdapterIdentity(
+    base=BaseIdentity(name=NAME, sha256="0" * 64),
+    device=DeviceIdentity(name="gaincell_28nm", file_sha256="1" * 64, overrides={}, token_period="10 us"),
+    lora=LoraSettings(r=4),
+)
+"""What is written beside an adapter of a test that has no run."""
 CANARY = "zebrafish"
 """A word that no synthetic note holds; put into every text, it must never come out."""
 

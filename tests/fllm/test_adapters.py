@@ -21,7 +21,7 @@ from fllm.model.adapters import (
     set_adapter,
 )
 from hwsim import BitLinear
-from tests.fllm.small import adapted_model, fresh_model, logits, scrambled
+from tests.fllm.small import IDENTITY, adapted_model, fresh_model, logits, scrambled
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +148,9 @@ def test_digest_reads_values_not_memory() -> None:
 
 def test_saving_twice_gives_the_same_bytes(model: PeftModel, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        save_adapter(model, tmp_path / name)
+        save_adapter(model, tmp_path / name, IDENTITY)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "fllm_adapter.json"]
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
         assert (tmp_path / "one" / name).stat().st_mode & 0o444 == 0o444
@@ -158,14 +158,14 @@ def test_saving_twice_gives_the_same_bytes(model: PeftModel, tmp_path: Path) -> 
 
 def test_saved_targets_are_sorted(model: PeftModel, tmp_path: Path) -> None:
     """They are a set: within one process its order never changes, between two processes it does."""
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, IDENTITY)
     targets = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
     assert targets == sorted(targets)
     assert len(targets) == 7
 
 
 def test_read_gives_what_was_saved(model: PeftModel, tmp_path: Path) -> None:
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, IDENTITY)
     assert adapter_digest(read_adapter(tmp_path)) == adapter_digest(get_adapter(model))
 
 
@@ -178,7 +178,7 @@ def test_adapter_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> N
 
 
 def test_plain_peft_loads_it_bit_for_bit(model: PeftModel, tmp_path: Path) -> None:
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, IDENTITY)
     loaded = PeftModel.from_pretrained(fresh_model(), str(tmp_path)).eval()
     assert torch.equal(logits(loaded), logits(model))
     assert not torch.equal(logits(loaded), logits(fresh_model()))
@@ -188,4 +188,4 @@ def test_plain_peft_loads_it_bit_for_bit(model: PeftModel, tmp_path: Path) -> No
 def test_taking_the_adapter_asks_nobody_about_the_base(model: PeftModel, tmp_path: Path) -> None:
     """PEFT's default looks for the base on the hub, and warns when it cannot."""
     set_adapter(model, get_adapter(model))
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, IDENTITY)

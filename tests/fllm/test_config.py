@@ -52,7 +52,7 @@ def test_dump_and_validate_is_a_round_trip(settings: dict[str, Any]) -> None:
     ("tree", "named"),
     [
         ({"num_client": 4}, "num_clients"),
-        ({"lora": {"rank": 4}}, "known: alpha, dropout, r"),
+        ({"lora": {"rank": 4}}, "known: alpha, dropout, freeze_a, r, rslora, targets, train_scalers"),
         ({"lora": {"alpa": 4.0}}, "did you mean alpha"),
         ({"cues": {"masc": "keep"}}, "did you mean mask"),
         ({"text_colum": "text"}, "did you mean text_column"),

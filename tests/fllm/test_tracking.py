@@ -290,12 +290,13 @@ def test_names_given_twice_track_once() -> None:
 def test_settings_are_plain_and_name_no_place() -> None:
     config = RunConfig(
         data_dir="/home/anna/mimic", model="/home/anna/models/tiny", device_model="/home/anna/mine.yaml",
-        network="/home/anna/link.yaml", device={"readout.bits": 6},
+        network="/home/anna/link.yaml", device={"readout.bits": 6}, adapter="/home/anna/runs/first",
     ).model_dump()  # fmt: skip
     settings = settings_of(config)
     assert settings["device.readout.bits"] == 6
     assert settings["lora.r"] == 8
     assert (settings["model"], settings["device_model"], settings["network"]) == ("tiny", "mine.yaml", "link.yaml")
+    assert settings["adapter"] == "first"
     assert "data_dir" not in settings
     assert not any("anna" in str(value) for value in settings.values())
     assert all(isinstance(value, bool | int | float | str) for value in settings.values())

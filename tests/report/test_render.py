@@ -17,7 +17,10 @@ import pytest
 
 from fllm.report import render
 from fllm.report.answer import activation_line, limits
+from fllm.report.drawing import Picture
+from fllm.report.figures import figure_names
 from fllm.report.formatting import NOTHING
+from fllm.report.markdown import run_markdown
 from fllm.results import read_result, write_result
 from tests.report.conftest import ALWAYS, FIGURES
 
@@ -227,6 +230,30 @@ def test_an_unfinished_run_renders_and_says_so(
     assert f"{max(0, rounds - 1)} of 3 rounds are finished" in html
     assert all((tmp_path / "figures" / f"{name}.{kind}").stat().st_size for name in ALWAYS for kind in ("png", "svg"))
     assert not list((tmp_path / "figures").glob("confusion*"))
+
+
+def test_an_evaluation_alone_says_nothing_of_training(html_of: HtmlOf, result: dict[str, Any]) -> None:
+    before = html_of(result)
+    result["config"] |= {"evaluate_only": True, "adapter": "reports/first"}
+    result["adapter"] = {"sha256": "ab" * 32, "device": {"name": "gaincell_28nm"}}
+    result["final"]["training"] = None
+    del result["network"]
+    result["rounds"] = [result["rounds"][0]]
+    for key in ("train_loss", "clients", "failures", "uplink_bytes", "downlink_bytes"):
+        result["rounds"][0].pop(key, None)
+    shown = html_of(result)
+    assert set(figure_names(result)) == set(FIGURES) - {"rounds", "loss", "communication", "training"}
+    for said in ('id="rounds"', 'id="training"', 'href="#rounds"', 'href="#training"', "Training loss", "Uplink"):
+        assert said in before and said not in shown, said
+    assert "With a given adapter that is not trained further" in shown
+    assert "federated model" in before and "federated model" not in shown
+    assert "After federated" in before and "After federated" not in shown
+    assert "evaluated adapter SHA-256" in shown and "adapter at the start.sha256" in shown
+    assert "Counted over the forward passes of this evaluation" in shown
+    markdown = run_markdown(result, [Picture(name, "", "", b"", b"") for name in figure_names(result)])
+    assert "## Rounds" not in markdown and "## Training energy" not in markdown and "## Evaluation" in markdown
+    result |= {"status": "interrupted", "final": None}
+    assert "statistics and costs of its evaluation are not finished" in html_of(result)
 
 
 def test_a_bare_result_renders(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import fllm.sweeps.plan
 from device_models import InputError, load_device
 from device_models.loading import key_units, preset_folder, preset_names
 from fllm.config import CueSettings, LoraSettings, RunConfig, load_config
+from fllm.model.identity import AdapterIdentity, write_identity
 from fllm.sweeps.design import Vary
 from fllm.sweeps.plan import MANY_POINTS, ON_THE_DEVICE, Key, Plan, base_values, with_settings
 from tests.sweeps.small import SMALLEST, make
@@ -37,6 +38,7 @@ from tests.sweeps.small import settings as settings_of
         ("seed=1,2", "--vary seed: cannot be varied; repeat each point with --seeds"),
         ("dies=1,2", "--vary dies: cannot be varied; repeat each point with --dies"),
         ("threads=1,2", "--vary threads: cannot be varied; each point runs on one thread"),
+        ("evaluate_only=true", "--vary evaluate_only: cannot be varied; use --mode evaluate"),
         ("device={}", "--vary device: cannot be varied; name a key of the device, such as retention.tau"),
         ("lora={}", "unknown key"),
     ],
@@ -49,7 +51,7 @@ def test_key_that_cannot_be_varied_is_refused(text: str, message: str, mode: str
 
 
 @pytest.mark.parametrize(
-    "key", sorted({*RunConfig.model_fields, "lora.r"} - {"device", "lora", "dies", "seed", "threads"})
+    "key", sorted({*RunConfig.model_fields, "lora.r"} - {"device", "lora", "dies", "seed", "threads", "evaluate_only"})
 )
 def test_keys_of_training_belong_to_mode_train(key: str) -> None:
     value = {"device_model": "ideal", "token_period": "1 us", "adaptation": "two_step"}.get(key, "3")
@@ -348,7 +350,9 @@ OTHER: dict[str, Any] = {
     "generation": True,
     "num_hospitals": 3, "label_concentration": 2.5, "test_fraction": 0.3, "max_tokens": 100, "num_clients": 3,
     "num_rounds": 2, "batch_size": 3, "local_steps": 5, "learning_rate": 1e-4, "note_loss": 0.5,
-    "lora": LoraSettings(r=2, alpha=3.0, dropout=0.1), "network": "5g", "dies": 3, "seed": 9, "threads": 1,
+    "lora": LoraSettings(
+        r=2, alpha=3.0, dropout=0.1, targets=("q_proj",), rslora=True, freeze_a=True, train_scalers=True
+    ), "network": "5g", "dies": 3, "seed": 9, "threads": 1,
 }  # fmt: skip
 """Of every key of the diagnosis another value than the default."""
 TABLE: dict[str, Any] = {
@@ -360,7 +364,9 @@ TABLE: dict[str, Any] = {
 
 def test_every_key_has_another_value() -> None:
     default = RunConfig()
-    assert set(OTHER) | set(TABLE) == set(RunConfig.model_fields)
+    assert set(OTHER) | set(TABLE) == set(RunConfig.model_fields) - {"adapter", "evaluate_only"}
+    own, others = default.lora.model_dump(), OTHER["lora"].model_dump()
+    assert [key for key in own if own[key] == others[key]] == []
     for others in (OTHER, TABLE):
         config = RunConfig(**others)
         assert [key for key in others if getattr(config, key) == getattr(default, key)] == []
@@ -370,6 +376,24 @@ def test_nothing_is_lost_where_nothing_is_set() -> None:
     assert with_settings(RunConfig(**OTHER), {}) == RunConfig(**OTHER)
     assert with_settings(RunConfig(**TABLE), {}) == RunConfig(**TABLE)
     assert with_settings(RunConfig(), {}) == RunConfig()
+
+
+def test_adapter_of_the_base_run_is_kept_with_its_settings(tmp_path: Path) -> None:
+    """Told once, they are the adapter's; varied, they contradict it."""
+    lora = LoraSettings(r=2, freeze_a=True)
+    device = {"name": "d", "file_sha256": "1", "overrides": {}, "token_period": "auto"}
+    write_identity(tmp_path, AdapterIdentity(base={"name": "b", "sha256": "0"}, device=device, lora=lora))
+    config = load_config(None, {"adapter": str(tmp_path)})
+    assert config.lora == lora
+    assert with_settings(config, {"seed": 3}) == load_config(None, {"adapter": str(tmp_path), "seed": 3})
+    with pytest.raises(InputError, match=r"lora\.r: contradicts the adapter"):
+        make("lora.r=2,4", config=config, mode="train")
+    assert len(make("learning_rate=1e-3", config=config, mode="train").points) == 2
+
+
+def test_run_that_only_evaluates_is_no_base_of_a_sweep() -> None:
+    with pytest.raises(InputError, match="evaluate_only: the base run trains nothing"):
+        make("readout.bits=3", config=RunConfig(**SMALLEST, adapter="a", evaluate_only=True))
 
 
 DOTTED = {
