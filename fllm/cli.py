@@ -10,7 +10,6 @@ import sys
 import traceback
 import webbrowser
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from device_models import InputError, format_quantity
+from fllm.base_cli import base_app
 from fllm.console import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -31,6 +31,7 @@ from fllm.console import (
 from fllm.cost_cli import cost
 from fllm.data_cli import data_app
 from fllm.device_cli import device_app
+from fllm.generate_cli import generate
 from fllm.observer import Observer, Observers
 from fllm.summary import summary
 from fllm.sweep_cli import sweep
@@ -42,11 +43,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-base_app = typer.Typer(help="The tiny base model.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
 app.add_typer(data_app, name="data")
 app.add_typer(device_app, name="device")
 app.command("cost")(cost)
+app.command("generate")(generate)
 app.command("sweep")(sweep)
 
 
@@ -130,6 +131,12 @@ def run(
         str | None, typer.Option(help="Cases go to clients by hospital, iid, dirichlet or age.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of a Hugging Face causal language model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of a trained adapter, or of its run, to start from.")
+    ] = None,
+    evaluate_only: Annotated[
+        bool, typer.Option("--evaluate-only", help="Evaluate that adapter on the device; train nothing.")
+    ] = False,
     fields: Annotated[str | None, typer.Option(help="Parts of the note, separated by commas.")] = None,
     token_period: Annotated[
         str | None, typer.Option(help="Time between two tokens, such as '10 us', or 'auto'.")
@@ -166,6 +173,8 @@ def run(
         "client_column": client_column,
         "partition": partition,
         "model": model,
+        "adapter": adapter,
+        "evaluate_only": evaluate_only or None,
         "token_period": token_period,
         "network": network,
         "seed": seed,
@@ -234,44 +243,6 @@ def report(
         webbrowser.open(pages[-1].resolve().as_uri())
 
 
-@base_app.command("build")
-def base_build(
-    out: Annotated[Path, typer.Argument(help="Folder to write the model to.")],
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps; the default is that of the shipped model.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-) -> None:
-    """Train tokenizer and tiny base model from scratch on made-up notes whose diagnosis is withheld."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("the folder is not empty", where=str(out), remedy="name a new one")
-    if (steps is not None and steps < 1) or (seed is not None and seed < 0) or threads < 1:
-        raise InputError("out of range", where="fllm base build", expected="--steps and --threads >= 1, --seed >= 0")
-    console = Console()
-    with quiet_libraries():
-        import torch
-
-        from fllm.model.pretrain import BaseRecipe, build_base
-
-        torch.set_num_threads(threads)
-        recipe = BaseRecipe()
-        recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("training", total=recipe.steps, loss="")
-            losses = build_base(out, recipe, lambda p: bar.update(task, completed=p.step, loss=f"loss {p.loss:.3f}"))
-    for key, loss in losses.items():
-        console.print(f"{key}: {loss:.4f} nat per token", highlight=False)
-    console.print(str(out), soft_wrap=True, highlight=False)
-
-
 class _Terminal(ProgressTerminal, Observer):
     """Progress and table of a run."""
 
@@ -292,12 +263,12 @@ class _Terminal(ProgressTerminal, Observer):
             self._print("round  loss      ideal   device   device       /token    /token     uplink")
         hardware = row["hardware"]
         self._print(
-            f"{row['round']:<6d} {_number(row['train_loss'], '.3f'):<9} {row['ideal']['accuracy']:<7.1%}"
+            f"{row['round']:<6d} {_number(row.get('train_loss'), '.3f'):<9} {row['ideal']['accuracy']:<7.1%}"
             f" {hardware['accuracy']['mean']:<8.1%} {hardware['perplexity']['mean']:<12.2f}"
             f" {_quantity(row['energy_per_token_j'], 'J'):<9} {_quantity(row['latency_per_token_s'], 's'):<10}"
-            f" {row['uplink_bytes'] / 1e3:.0f} kB"
+            f" {_kilobytes(row.get('uplink_bytes'))}"
         )
-        for reason in row["failures"]:
+        for reason in row.get("failures", ()):
             self._print(f"       a client was left out: {reason}")
 
     def warn(self, line: str) -> None:
@@ -307,6 +278,10 @@ class _Terminal(ProgressTerminal, Observer):
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def _kilobytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e3:.0f} kB"
 
 
 def _quantity(value: float | None, unit: str) -> str:

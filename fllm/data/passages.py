@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,14 +79,23 @@ def _about(path: Path) -> bool:
 def passages(text: str, longest: int = PASSAGE) -> list[str]:
     """Part a text into passages of at most so many characters, at blank lines wherever it has them."""
     found: list[str] = []
-    for paragraph in re.split(r"\n(?:[^\S\n]*\n)+", text.replace("\r\n", "\n").replace("\r", "\n")):
-        for piece in _pieces(paragraph.strip(), longest):
+    for paragraph in paragraphs(text):
+        for piece in _pieces(paragraph, longest):
             joined = f"{found[-1]}\n\n{piece}" if found else piece
             if found and len(joined) <= longest:
                 found[-1] = joined
             else:
                 found.append(piece)
     return found
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """Yield the parts of a text between its blank lines, without white space around them; the first may be empty."""
+    text, start = text.replace("\r\n", "\n").replace("\r", "\n"), 0
+    for blank in re.finditer(r"\n(?:[^\S\n]*\n)+", text):
+        yield text[start : blank.start()].strip()
+        start = blank.end()
+    yield text[start:].strip()
 
 
 def _pieces(paragraph: str, longest: int) -> list[str]:
