@@ -39,6 +39,7 @@ _TABLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Tables of the forward passes in flight, by their code tensor: shared by all layers, gone with the tensor."""
 _WATCHES = "_hooks_of_counting"
 _PLACES = "_places_of_tokens"
+_PLACE_HOOKS = "_hooks_of_places"
 _UNSET = object()
 _NOISE: ContextVar[Any] = ContextVar("hwsim_noise_key", default=_UNSET)
 
@@ -263,8 +264,10 @@ def restore(model: nn.Module) -> nn.Module:
         for layer in _attention_layers(inner):
             delattr(layer, NAME)
         inner.set_attn_implementation(former)
-    for hook in (*inner.__dict__.pop(_WATCHES, ()), *inner.__dict__.pop(_PLACES, (None,))[1:]):
+    for hook in (*inner.__dict__.pop(_WATCHES, ()), *inner.__dict__.pop(_PLACE_HOOKS, ())):
         hook.remove()
+    for part in (inner, *decoders(inner)):
+        part.__dict__.pop(_PLACES, None)
     for name, layer in list(inner.named_modules()):
         if isinstance(layer, BitLinear):
             layer.on_arrays = None
@@ -365,18 +368,19 @@ def _put_linears_on_arrays(model: PreTrainedModel, device: DeviceModel, die: Die
 def _token_places(model: PreTrainedModel) -> TokenPlaces:
     """Return what the ternary layers of a model share: whose tokens run. A hook on its decoder keeps it up to date."""
     if _PLACES not in model.__dict__:
-        places = TokenPlaces()
-
-        def note(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            _note_tokens(places, decoder, args, kwargs)
-
-        hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in decoders(model)]
-        model.__dict__[_PLACES] = (places, *hooks)
-    return cast(TokenPlaces, model.__dict__[_PLACES][0])
+        places, parts = TokenPlaces(), decoders(model)
+        hooks = [part.register_forward_pre_hook(_note_tokens, with_kwargs=True) for part in parts]
+        for part in {model, *parts}:  # found there by the hook, so that a copy of the model has places of its own
+            part.__dict__[_PLACES] = places
+        model.__dict__[_PLACE_HOOKS] = hooks
+    return cast(TokenPlaces, model.__dict__[_PLACES])
 
 
-def _note_tokens(places: TokenPlaces, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _note_tokens(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Note write index and noise key of each token of a forward pass, as the mask of the attention has them."""
+    places: TokenPlaces | None = decoder.__dict__.get(_PLACES)
+    if places is None:
+        return
     given = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
     tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if tokens is None:

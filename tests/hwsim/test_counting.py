@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from device_models import load_device
 from hwsim import BitLinear, EventCounts, count_events, emulate
 from hwsim.events import EVENTS
+from hwsim.linear import OnArrays
 from tests.hwsim.counted import counted, whole
 from tests.hwsim.models import ARCHITECTURES, PERIOD, emulated_model, full_device, plain_model, small_device, token_ids
 
@@ -128,7 +129,7 @@ def test_counts_are_the_closed_form(llama: Any) -> None:
 )
 def test_large_matrices_take_several_arrays(inputs: int, outputs: int, row_tiles: int, column_tiles: int) -> None:
     layer = BitLinear(inputs, outputs)
-    layer.array = load_device("gaincell_28nm").linear
+    layer.put_on(OnArrays(load_device("gaincell_28nm").linear))
     counts = counted(lambda: layer(torch.randn(5, inputs)))
     assert counts["linear.cell_mac"] == 5 * 8 * inputs * outputs
     assert counts["linear.adc_conversion"] == counts["linear.shift_add"] == 5 * 8 * outputs * row_tiles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_equal_matrices_of_two_layers_sit_in_two_places() -> None:
     second.weight_scale = first.weight_scale
     x = torch.randn(1, 3, 32, dtype=torch.float64)
     assert not torch.equal(first(x), second(x))
+
+
+def test_a_copy_of_a_model_knows_its_own_tokens() -> None:
+    model, ids = on_arrays(), token_ids(1, 10)
+    twin = copy.deepcopy(model)
+    wanted = whole(model, ids)
+    with torch.no_grad(), noise_key(9):
+        whole(model, ids[:, :4])  # other tokens and another key, which the copy must not meet
+    assert torch.equal(whole(twin, ids), wanted)
 
 
 def test_restored_model_is_digital() -> None:
