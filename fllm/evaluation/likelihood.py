@@ -23,7 +23,7 @@ class _Batch:
     """What one forward pass says about its prompts; logits are gone.
 
     Attributes:
-        scores: (batch, classes) mean log-likelihood of each class's name [nat per token].
+        scores: (batch, classes) log-likelihood of each class's name [nat].
         losses: (batch, 2) sum of token losses [nat] and number of tokens.
         hits: (batch,) tokens whose likeliest prediction is right.
         loss_sum: Sum over all tokens of the batch [nat].
@@ -40,9 +40,10 @@ def evaluate(
     model: nn.Module, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], batch_size: int, pad_id: int,
     noise_seed: int = 0,
 ) -> Scores:  # fmt: skip
-    """Score prompts by the likelihood of each class's name, normalised by its number of tokens.
+    """Score prompts by the likelihood of each class's name: the product over its tokens.
 
-    Each prompt has a noise key of its own, so its score does not depend on the batch that it is in.
+    That is how likely the model writes the name, so the easy last tokens of a long one are no advantage. Each prompt
+    has a noise key of its own, so its score does not depend on the batch that it is in.
 
     Args:
         model: Causal language model; its mode is restored afterwards.
@@ -99,7 +100,7 @@ def _score_batch(model: nn.Module, prompts: Sequence[Prompt], answers: Sequence[
 def _likelihoods(
     model: nn.Module, logits: Tensor, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], pad_id: int
 ) -> Array:
-    """Return (batch, classes) mean log-likelihoods per token; ``logits`` are those of the prompts alone."""
+    """Return (batch, classes) log-likelihoods of the names; ``logits`` are those of the prompts alone."""
     last = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
     first = log_softmax(logits[torch.arange(len(prompts)), last], dim=-1)
     scores = torch.stack([first[:, answer[0]] for answer in answers], dim=1)
@@ -115,7 +116,7 @@ def _answer_likelihood(model: nn.Module, prompts: Sequence[Prompt], answer: Sequ
     rows = torch.arange(len(prompts))
     start = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
     parts = [logits[rows, start + offset, token] for offset, token in enumerate(answer)]
-    return torch.stack(parts).mean(dim=0)
+    return torch.stack(parts).sum(dim=0)
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class Scores:
         macro_f1: Unweighted mean over the classes of the F1 score; None in language modelling, which has no classes.
         perplexity: exp of the mean loss per token of the prompts, answers excluded.
         correct: 1 or 0 for each case, in the order given; in language modelling the share of its tokens.
-        log_likelihoods: (cases, classes) mean log-likelihood per token of each class's name [nat]; None in language
+        log_likelihoods: (cases, classes) log-likelihood of each class's name [nat]; None in language
             modelling and for means over dies, as the next three.
         probabilities: (cases, classes) softmax of them. As they are means per token, this is no probability that the
             model itself states: it is calibrated only as far as it was made so.
