@@ -96,7 +96,7 @@ def test_long_answers_are_scored_by_all_their_tokens_together(seed: int) -> None
 
 
 def test_easy_last_tokens_do_not_make_an_unlikely_name_likely() -> None:
-    """A mean over tokens would choose the long name, which the model writes in two of five cases, over that of three."""
+    """A mean over tokens would choose the long name, written in two of five cases, over the one written in three."""
     model = Bigram()
     model.table[:9] = -20.0
     model.table[5, 1], model.table[5, 2] = math.log(1.5), 0.0  # 0.6 and 0.4
