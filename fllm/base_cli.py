@@ -137,12 +137,13 @@ def _build(workplace: Workplace, settings: Mapping[str, Any]) -> None:
     with _Terminal(console) as terminal:
         if settings["kind"] == "clinical":
             losses = build_base(workplace, BaseRecipe(**settings["recipe"]), terminal.step)
-            rows, unit = {key.removeprefix("validation_loss_"): loss for key, loss in losses.items()}, "nat per token"
+            named = {key.partition("bits_per_byte_")[2]: score for key, score in losses.items()}
+            rows = {name: score for name, score in named.items() if name}
         else:
             recipe, sources = TextRecipe(**settings["recipe"]), Sources(**settings["sources"])
             made = build_text_base(workplace, recipe, sources, terminal.step, terminal.stage)
-            rows, unit = made["bits_per_byte"], "bits per byte"
-    table = Table("held-out text", unit, box=None)
+            rows = made["bits_per_byte"]
+    table = Table("held-out text", "bits per byte", box=None)
     names = {"unigram": "frequencies of tokens", "bigram": "frequencies of token pairs"}
     for name, value in rows.items():
         table.add_row(names.get(name, name), f"{value:.4f}")

@@ -164,7 +164,7 @@ def test_without_a_corpus_the_shipped_recipe_is_built(
     )
     monkeypatch.setattr(pretrain, "BaseRecipe", lambda **settings: replace(small, **settings))
     out, _ = build(tmp_path / "a", "--steps", 1, "--threads", 1)
-    assert "nat per token" in out
+    assert "bits per byte" in out
     assert json.loads((tmp_path / "a" / "provenance.json").read_text(encoding="utf-8"))["recipe"]["steps"] == 1
 
 

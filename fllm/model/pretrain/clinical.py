@@ -26,6 +26,7 @@ from fllm.data.prompts import answer, build_note, note_sections
 from fllm.data.synthetic import load_synthetic
 from fllm.evaluation import padded
 from fllm.model.checkpoints import write_packed
+from fllm.model.pretrain.bits import bits
 from fllm.model.pretrain.network import END, new_model, put_in_use, train_tokenizer
 from fllm.model.pretrain.recipe import Recipe
 from fllm.model.pretrain.summaries import common_semantics
@@ -78,7 +79,7 @@ def build_base(
         report: Called after each step.
 
     Returns:
-        Validation loss [nat per token] on the device and on the ideal device.
+        Validation loss [nat per token] and bits per byte on the device and on the ideal device.
 
     Raises:
         Stopped: On Ctrl-C while training.
@@ -92,9 +93,12 @@ def build_base(
     write_packed(model, workplace.finished)
     losses = {}
     sample = [torch.tensor([text]) for text in encoded[:16]]
+    text_bytes = sum(len(text.encode()) for text in texts[recipe.notes :])
     for name in (recipe.device, "ideal"):
         put_in_use(model, load_device(name), token_period=recipe.token_period_s, sample=sample)
-        losses[f"validation_loss_{Path(name).stem}"] = mean_loss(model, held_out)
+        loss = losses[f"validation_loss_{Path(name).stem}"] = mean_loss(model, held_out)
+        predicted = sum(len(text) - 1 for text in held_out)
+        losses[f"bits_per_byte_{Path(name).stem}"] = bits(loss * predicted, text_bytes)
     tokenizer.save_pretrained(workplace.finished)
     workplace.finish(
         {
