@@ -6,13 +6,17 @@ import os
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from fllm import cli
 from tests.fllm.small import SHIPPED, copied
+
+Terminal = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +28,24 @@ def _one_thread() -> None:
 def model_copy(tmp_path: Path) -> Path:
     """Return a copy of the shipped base model that a test may break."""
     return copied(SHIPPED, tmp_path / "model")
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Return a function that runs ``fllm`` and returns what it prints and what it complains about, one line at most."""
+
+    def run(*words: object, code: int = 0, columns: int = 120) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["fllm", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert stop.value.code == code, err
+        assert len(err.splitlines()) == (code != 0), err
+        return out, err
+
+    return run
 
 
 @pytest.fixture

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fllm import cli
 from fllm.base_cli import Rate
 from fllm.model import pretrain
 from fllm.model.pretrain import Progress
+from tests.fllm.conftest import Terminal
 from tests.fllm.made_up_text import SMALL, documents
 
 Build = Callable[..., tuple[str, str]]
@@ -22,22 +22,10 @@ OWN = ("--corpus", "CORPUS", "--text-column", "body")
 
 
 @pytest.fixture
-def build(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Return a function that runs ``fllm base build`` and returns what it prints and what it complains about."""
     monkeypatch.setitem(pretrain.SIZES, "1m", SMALL)
-
-    def run(*arguments: object, code: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["fllm", "base", "build", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "120")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert stop.value.code == code, err
-        assert len(err.splitlines()) == (code != 0), err
-        return out, err
-
-    return run
+    return partial(terminal, "base", "build")
 
 
 @pytest.fixture

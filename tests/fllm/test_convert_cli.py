@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from device_models import load_device
-from fllm import cli
 from fllm.model.base import load_model, model_facts
 from fllm.model.checkpoints import SCALERS, WEIGHTS, load_causal_lm
+from tests.fllm.conftest import Terminal
 from tests.fllm.made_checkpoints import INVERSE, largest_difference, llama, packed_tensors, plain_model, write_folder
 from tests.fllm.small import SHIPPED, logits
 from tests.tolerances import CHECKPOINT
@@ -24,21 +24,9 @@ Convert = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
-def convert(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Convert:
+def convert(terminal: Terminal) -> Convert:
     """Return a function that runs ``fllm base convert`` and returns what it prints and what it complains about."""
-
-    def run(*arguments: object, code: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["fllm", "base", "convert", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "120")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert stop.value.code == code, err
-        assert len(err.splitlines()) == (code != 0), err
-        return out, err
-
-    return run
+    return partial(terminal, "base", "convert")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,24 +9,17 @@ import numpy as np
 import pytest
 
 from device_models import load_device
-from fllm import cli
+from tests.fllm.conftest import Terminal
 
 Fit = Callable[..., str]
 
 
 @pytest.fixture
-def device_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fit:
+def device_fit(terminal: Terminal) -> Fit:
     """Return a function that runs ``fllm device fit`` and returns what it prints."""
 
     def run(*arguments: object, code: int = 0) -> str:
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["fllm", "device", "fit", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert stop.value.code == code, err
-        assert len(err.splitlines()) == (code != 0), err
+        out, err = terminal("device", "fit", *arguments, code=code, columns=200)
         return err if code else out
 
     return run
