@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +13,14 @@ from device_models.linear_array import LinearArray, expected_range, full_range
 from hwsim.counting import record_linear
 from hwsim.functional.bitlinear import (
     Multiplier,
+    code_scale,
     eight_bit_activation,
     ternary_codes,
     ternary_product,
-    ternary_scale,
     ternary_weight,
 )
 from hwsim.functional.linear_arrays import ArrayWeights, Conversions, array_product, made_weights, range_slope
 from hwsim.functional.packing import pack_codes, unpack_codes
-from hwsim.randomness import keyed
 
 
 @dataclass(eq=False)
@@ -27,12 +28,10 @@ class TokenPlaces:
     """Whose tokens a forward pass computes, shared by the layers of a model: the keys of their read noise.
 
     Attributes:
-        index: (b or 1, t) write index of each token; None before the first pass.
-        keys: (b or 1,) noise key of each sequence; None without noise.
+        keys: (b or 1, t) key of each token, of its sequence's noise and its write index; None without noise.
         noise_seed: Key where no :func:`hwsim.noise_key` block says otherwise; None switches noise off.
     """
 
-    index: Tensor | None = None
     keys: Tensor | None = None
     noise_seed: int | None = None
 
@@ -42,14 +41,13 @@ class TokenPlaces:
         Raises:
             ValueError: If the tensor is not of the pass that runs.
         """
-        if self.keys is None or self.index is None:
+        if self.keys is None:
             return None
-        keys = keyed(self.keys.to(x.device)[:, None], self.index.to(x.device))
-        batch = x.shape[0] if x.dim() == 3 else x.numel() // x.shape[-1] // keys.shape[1]
-        keys = keys.expand(batch, -1).flatten()
-        if len(keys) != x.numel() // x.shape[-1]:
+        tokens = x.numel() // x.shape[-1]
+        keys = self.keys.to(x.device).expand(x.shape[0] if x.dim() == 3 else tokens // self.keys.shape[1], -1).flatten()
+        if len(keys) != tokens:
             raise ValueError(
-                f"a ternary layer met {tuple(x.shape)}, its model's pass has {tuple(self.index.shape)} tokens"
+                f"a ternary layer met {tuple(x.shape)}, its model's pass has {tuple(self.keys.shape)} tokens"
             )
         return keys
 
@@ -83,16 +81,15 @@ class OnArrays:
         keys = None if self.places is None or not self.array.noise else self.places.of(whole)
         return None if keys is None else Conversions(keys, self.name)
 
-    def weights(self, layer: BitLinear) -> ArrayWeights:
-        """Return what the chip made of a layer's weights; kept while they are frozen and not packed."""
+    def weights(self, layer: BitLinear, codes: Callable[[], Tensor]) -> ArrayWeights:
+        """Return what the chip made of a layer's codes; kept until its weights change, unless they are packed."""
         stored, version = layer.weight, layer.weight._version
         if self._made is not None and self._made[0] is stored and self._made[1] == version:
             return self._made[2]
-        codes = layer.codes()
         if self.die_seed is None:
-            made = ArrayWeights(codes.to(torch.int8))
+            made = ArrayWeights(codes().to(torch.int8))
         else:
-            made = made_weights(codes, self.array, self.die_seed, self.name)
+            made = made_weights(codes(), self.array, self.die_seed, self.name)
         self._made = None if layer.packed else (stored, version, made)
         return made
 
@@ -170,8 +167,7 @@ class BitLinear(nn.Linear):
         """
         if self.offline:
             return
-        # 1/(1/s): the online path divides by the reciprocal, and the offline scale must equal it to the last bit
-        self.weight_scale = 1.0 / (1.0 / ternary_scale(self.weight))
+        self.weight_scale = code_scale(self.weight)
         self.weight = nn.Parameter(ternary_codes(self.weight).to(self.weight.dtype), requires_grad=False)
 
     @torch.no_grad()
@@ -209,13 +205,12 @@ class BitLinear(nn.Linear):
         if self.on_arrays is None and self.weight_scale is None:
             return nn.functional.linear(eight_bit_activation(x), ternary_weight(self.weight), self.bias)
         learned = self.full_scale if isinstance(self.full_scale, nn.Parameter) and self._range() else None
-        if self.weight_scale is None:
-            codes, scale = self.codes(), 1.0 / (1.0 / ternary_scale(self.weight.detach()))
-            multiplier = Multiplier(lambda: codes, self._product, self._slope)
-            out = ternary_product(x, scale, multiplier, self.weight, learned)
-        else:
-            multiplier = Multiplier(self.codes, self._product, self._slope)
-            out = ternary_product(x, self.weight_scale, multiplier, None, learned)
+        codes, scale, master = self.codes, self.weight_scale, None
+        if scale is None:  # found once for all that needs them, backward included
+            made, scale, master = self.codes(), code_scale(self.weight.detach()), self.weight
+            codes = lambda: made  # noqa: E731
+        multiplier = Multiplier(codes, partial(self._product, codes), partial(self._slope, codes))
+        out = ternary_product(x, scale, multiplier, master, learned)
         return out if self.bias is None else out + self.bias
 
     def _range(self) -> float | None:
@@ -226,14 +221,14 @@ class BitLinear(nn.Linear):
             return full_range(self.array, self.in_features)
         return float(self.full_scale.detach())
 
-    def _product(self, whole: Tensor) -> Tensor:
+    def _product(self, codes: Callable[[], Tensor], whole: Tensor) -> Tensor:
         """Multiply codes of activations (..., inputs) by the codes of the weights."""
         on = self.on_arrays
         if on is None or on.exact:
-            return nn.functional.linear(whole, self.codes().to(whole.dtype))
-        return array_product(whole, on.weights(self), on.array, self._range(), on.conversions(whole))
+            return nn.functional.linear(whole, codes().to(whole.dtype))
+        return array_product(whole, on.weights(self, codes), on.array, self._range(), on.conversions(whole))
 
-    def _slope(self, whole: Tensor) -> Tensor:
+    def _slope(self, codes: Callable[[], Tensor], whole: Tensor) -> Tensor:
         on, full_scale = self.on_arrays, self._range()
         assert on is not None and full_scale is not None
-        return range_slope(whole, on.weights(self), on.array, full_scale, on.conversions(whole))
+        return range_slope(whole, on.weights(self, codes), on.array, full_scale, on.conversions(whole))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hwsim.calibration import evaluating, run
 from hwsim.functional.bitlinear import activation_codes
-from hwsim.functional.linear_arrays import ArrayWeights, best_range, column_sums
+from hwsim.functional.linear_arrays import range_of_design
 from hwsim.linear import BitLinear
 
 SUMS = 1 << 18
@@ -66,10 +66,8 @@ def calibrate_linear_arrays(model: nn.Module, batches: Sequence[Tensor]) -> None
             layer.on_arrays = on
     for layer, inputs in seen.items():
         assert layer.array is not None
-        codes, _ = activation_codes(torch.cat(inputs)[: _tokens(layer)])
-        weights = ArrayWeights(layer.codes().to(torch.int8))
-        sums = torch.stack([s.view(layer.array.input_cycles, -1) for s in column_sums(codes, weights, layer.array)], 1)
-        layer.set_range(best_range(sums, layer.array), learned=layer.array.adc_range == "learned")
+        x, _ = activation_codes(torch.cat(inputs)[: _tokens(layer)])
+        layer.set_range(range_of_design(x, layer.codes(), layer.array), learned=layer.array.adc_range == "learned")
 
 
 def _tokens(layer: BitLinear) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from device_models.schema import DeviceModel
 from hwsim.effects import EFFECTS, is_configured, only
 from hwsim.functional.bitlinear import activation_codes
-from hwsim.functional.linear_arrays import Conversions, array_product, best_range, column_sums, made_weights
+from hwsim.functional.linear_arrays import Conversions, array_product, made_weights, range_of_design
 from hwsim.randomness import generator, seed_of
 from hwsim.snr import EffectSnr, Products, effect_keys
 
@@ -71,11 +71,7 @@ def linear_products(device: DeviceModel, trials: LinearTrials) -> Products:
     for index in range(trials.dies):
         made = made_weights(weights, array, seed_of(trials.seed, "die of a ternary layer", index), "layer")
         x, sample = (_activations(trials, rng) for _ in range(2))
-        full_scale = None
-        if array.adc_range != "ideal":
-            nominal = made_weights(weights, only(device, "linear converter").linear, 0, "layer")
-            sums = torch.cat([s.view(array.input_cycles, -1) for s in column_sums(sample, nominal, array)], 1)
-            full_scale = best_range(sums, array)
+        full_scale = None if array.adc_range == "ideal" else range_of_design(sample, weights, array)
         keys = Conversions(seed_of(trials.seed, "noise", index) + torch.arange(trials.tokens), "layer")
         noise = keys if array.noise else None
         meant.append((x @ weights.double().T).flatten())

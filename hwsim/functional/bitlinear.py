@@ -22,6 +22,14 @@ def ternary_scale(weight: Tensor) -> Tensor:
     return weight.float().abs().mean().clamp(min=1e-5)
 
 
+def code_scale(weight: Tensor) -> Tensor:
+    """Return what the codes of a weight matrix are multiplied by [1]: its scale, to the last bit as values have it.
+
+    ``1 / (1 / s)``: :func:`ternary_weight` divides by the reciprocal.
+    """
+    return 1.0 / (1.0 / ternary_scale(weight))
+
+
 def ternary_codes(weight: Tensor) -> Tensor:
     """Return the codes -1, 0, 1 of a weight matrix in float32: round(W / mean |W|), clipped."""
     return (weight.float() * (1.0 / ternary_scale(weight))).round().clamp(-1, 1)

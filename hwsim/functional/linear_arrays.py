@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from device_models.linear_array import LinearArray
+from device_models.linear_array import INPUT_BITS, LinearArray
 from hwsim.randomness import below, keyed, normal, seed_of, uniform
 
 LARGEST_ERROR = 127
@@ -195,7 +195,7 @@ def column_sums(x: Tensor, weights: ArrayWeights, array: LinearArray) -> Iterato
 
 def input_digits(x: Tensor, cycles: int) -> Tensor:
     """Cut codes of activations (..., i) into digits (c, ..., i) in int16; twin of ``device_models.linear_array``."""
-    bits, wide = 8 // cycles, x.to(torch.int16)
+    bits, wide = INPUT_BITS // cycles, x.to(torch.int16)
     lower = [(wide >> bits * cycle) & (2**bits - 1) for cycle in range(cycles - 1)]
     return torch.stack([*lower, wide >> bits * (cycles - 1)])
 
@@ -295,3 +295,15 @@ def best_range(sums: Tensor, array: LinearArray, candidates: int = 32) -> float:
         rounded = (sums * (n / full_scale)).round_().clamp_(-n, n).mul_(full_scale / n)
         errors.append(float(weight @ rounded.sub_(sums).square_().mean(1).double()))
     return tried[min(range(candidates), key=errors.__getitem__)]
+
+
+def range_of_design(x: Tensor, codes: Tensor, array: LinearArray) -> float:
+    """Return :func:`best_range` of a matrix without a chip's deviations.
+
+    Args:
+        x: (n, i) codes of activations.
+        codes: (o, i) -1, 0, 1.
+        array: The arrays.
+    """
+    weights = ArrayWeights(codes.to(torch.int8))
+    return best_range(torch.cat([s.view(array.input_cycles, -1) for s in column_sums(x, weights, array)], 1), array)

@@ -32,6 +32,7 @@ from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
 from hwsim.linear import BitLinear, OnArrays, TokenPlaces
 from hwsim.modules import GainCellAttention, gain_cell_layers
+from hwsim.randomness import keyed
 from hwsim.shapes import rotary_share
 
 NAME = "gain_cell"
@@ -82,7 +83,7 @@ def gain_cell_mask(
         query_index, key_index = rows[None], keys[None]
         valid = torch.ones(batch_size, q_length, dtype=torch.bool, device=device)
     else:
-        index = torch.where(real, real.cumsum(1) - 1, -1)
+        index = _write_indices(real)
         valid = _at(index, rows) >= 0
         if bool((real[:, 1:] <= real[:, :-1]).all()):
             # Padding after the text: no real query reads it, so all sequences share one geometry
@@ -105,6 +106,11 @@ def gain_cell_mask(
     if key_index.shape[0] == 1 and batch_size > 1 and bool((keep == keep[:1]).all()):
         keep = keep[:1]
     return _code(query_index, key_index, keep)
+
+
+def _write_indices(real: Tensor) -> Tensor:
+    """Return how many tokens of a sequence were written before each one, (batch, n); -1 for padding."""
+    return torch.where(real, real.cumsum(1) - 1, -1)
 
 
 def _at(index: Tensor, positions: Tensor) -> Tensor:
@@ -387,13 +393,11 @@ def _note_tokens(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         return
     batch, length = tokens.shape[:2]
     cache, mask, noise = given.get("past_key_values"), given.get("attention_mask"), _NOISE.get()
-    places.keys = sequence_keys(places.noise_seed if noise is _UNSET else noise, batch, tokens.device)
-    rows = torch.arange(length, device=tokens.device) + (0 if cache is None else cache.get_seq_length())
+    keys = sequence_keys(places.noise_seed if noise is _UNSET else noise, batch, tokens.device)
+    index = (torch.arange(length, device=tokens.device) + (0 if cache is None else cache.get_seq_length()))[None]
     if isinstance(mask, Tensor) and mask.dim() == 2:
-        real = mask.to(tokens.device).bool()
-        places.index = _at(torch.where(real, real.cumsum(1) - 1, -1), rows)
-    else:
-        places.index = rows[None]
+        index = _at(_write_indices(mask.to(tokens.device).bool()), index[0])
+    places.keys = None if keys is None else keyed(keys[:, None], index)
 
 
 def as_linear(conv: Conv1D) -> nn.Linear:

@@ -14,6 +14,7 @@ from device_models.loading import key_units
 from hwsim import BitLinear, Die, emulate, gain_cell_attention
 from hwsim.effects import EFFECTS, idle_effects, is_configured, only, without
 from hwsim.linear import OnArrays, TokenPlaces
+from hwsim.randomness import keyed
 from tests.hwsim.comparison import every_effect, inputs
 from tests.hwsim.models import plain_model
 
@@ -51,7 +52,7 @@ def ternary_layer(device: DeviceModel, *, die: bool, noise: bool) -> Tensor:
     rng = torch.Generator().manual_seed(1)
     layer = BitLinear(40, 16, offline=True)
     layer.weight.data = torch.randint(-1, 2, (16, 40), generator=rng).float()
-    places = TokenPlaces(torch.arange(30)[None], torch.tensor([7]) if noise else None)
+    places = TokenPlaces(keyed(torch.tensor([[7]]), torch.arange(30)[None]) if noise else None)
     layer.put_on(OnArrays(device.linear, "layer", 2 if die else None, places))
     return 0.02 * layer(torch.randn(1, 30, 40, generator=rng)).double()
 

@@ -130,12 +130,17 @@ def test_float32_and_float64_meet_the_same_codes() -> None:
 # ---- the layer
 
 
+def token_keys(noise: int, index: Tensor) -> Tensor:
+    """Return the keys (1, t) of one sequence's tokens."""
+    return keyed(torch.tensor([noise])[:, None], index[None])
+
+
 def layer_on(array: LinearArray, die: int | None = 0, noise: int | None = None, inputs: int = 96) -> BitLinear:
     torch.manual_seed(0)
     layer = BitLinear(inputs, 24, bias=True, offline=True)
     layer.weight.data = torch.randint(-1, 2, (24, inputs)).float()
     layer.weight_scale = torch.tensor(0.05)
-    places = TokenPlaces(torch.arange(11)[None], None if noise is None else torch.tensor([noise]))
+    places = TokenPlaces(None if noise is None else token_keys(noise, torch.arange(11)))
     layer.put_on(OnArrays(array, "some.layer", die, places))
     return layer
 
@@ -326,7 +331,7 @@ def test_errors_of_tiny_and_huge_spread_stay_whole_numbers() -> None:
 
 def noisy(key: int, index: Tensor, x: Tensor) -> Tensor:
     layer = layer_on(arrays(gain_sigma=0.0, noise=1.0), None, key)
-    layer.on_arrays.places.index = index[None]
+    layer.on_arrays.places.keys = token_keys(key, index)
     return layer(x[None])[0]
 
 

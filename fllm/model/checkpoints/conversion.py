@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from device_models import InputError
 from hwsim import BitLinear
-from hwsim.functional.bitlinear import ternary_codes, ternary_scale
+from hwsim.functional.bitlinear import code_scale, ternary_codes
 from hwsim.integrations.transformers import as_linear
 
 RECORD = "conversion.json"
@@ -61,7 +61,7 @@ def frozen_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = wide.abs().max()
     if largest > 0 and bool(((wide == 0) | (wide.abs() == largest)).all()):
         return wide.sign(), largest
-    return ternary_codes(wide), 1.0 / (1.0 / ternary_scale(wide))
+    return ternary_codes(wide), code_scale(wide)
 
 
 @torch.no_grad()
