@@ -1,6 +1,6 @@
 """Build base models from scratch: tokenizer and ternary language model, trained on a device.
 
-:mod:`clinical` is the recipe of the shipped model, :mod:`text` builds from any text.
+:mod:`clinical` is the recipe on made-up clinical notes, :mod:`text` builds from any text.
 """
 
 from fllm.model.pretrain.clinical import BaseRecipe, build_base

@@ -1,4 +1,4 @@
-"""The recipe of the shipped base model: clinical-style notes made up by the synthetic cohort, the diagnosis withheld.
+"""The clinical recipe: notes made up by the synthetic cohort, the diagnosis withheld.
 
 Each note ends in a diagnosis drawn uniformly at random, so the model learns what notes look like and what an answer
 looks like, and knows nothing about which belongs to which. So that it sums up the note where the answer will stand, a
@@ -37,35 +37,22 @@ from hwsim.randomness import generator, seed_of
 
 @dataclass(frozen=True)
 class BaseRecipe(Recipe):
-    """Everything that decides the bytes of the shipped base model.
+    """Everything that decides the bytes of the clinical base model.
 
     Attributes:
         notes: Notes of the corpus; a tenth of them more are made up for validation.
         batch_notes: Notes per step.
     """
 
-    seed: int = 0
-    notes: int = 14_000
-    hospitals: int = 8
     vocabulary: int = 2048
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 2
     context: int = 512
     steps: int = 8000
-    batch_notes: int = 8
-    learning_rate: float = 3e-3
-    stage_two: float = 0.5
-    stage_two_rate: float = 0.5
-    weight_decay: float = 0.1
     warm_up: int = 60
-    device: str = "gaincell_28nm"
-    token_period_s: float = 1e-5
-    key_gain: float = 0.25
-    output_gain: float = 1.0
     summary_size: int = 8
     summary_weight: float = 3.0
+    notes: int = 14_000
+    hospitals: int = 8
+    batch_notes: int = 8
 
 
 def build_base(

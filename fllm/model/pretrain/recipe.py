@@ -20,29 +20,29 @@ class Recipe:
         device: Device file or name of the device in the loop.
         token_period_s: [s] time between two tokens in the loop.
         key_gain: [V] initial gain of the key and value range scalers.
-        summary_size: Dimensions of the latent semantic vector; 0 for none.
+        summary_size: Dimensions of the summary of a text.
         summary_weight: Weight of its loss beside that of the next token.
     """
 
-    seed: int
     vocabulary: int
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
     context: int
     steps: int
-    learning_rate: float
-    stage_two: float
-    stage_two_rate: float
-    weight_decay: float
     warm_up: int
-    device: str
-    token_period_s: float
-    key_gain: float
-    output_gain: float
     summary_size: int
     summary_weight: float
+    seed: int = 0
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 2
+    learning_rate: float = 3e-3
+    stage_two: float = 0.5
+    stage_two_rate: float = 0.5
+    weight_decay: float = 0.1
+    device: str = "gaincell_28nm"
+    token_period_s: float = 1e-5
+    key_gain: float = 0.25
+    output_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,14 @@ class TextRecipe(Recipe):
         precision: Of the matrix products while training; ``bfloat16`` runs under autocast.
     """
 
-    seed: int = 0
     vocabulary: int = 4096
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 2
     context: int = 256
     steps: int = 20_000
-    sequences: int = 3
-    passages: int = 6
-    learning_rate: float = 3e-3
-    stage_two: float = 0.5
-    stage_two_rate: float = 0.5
-    weight_decay: float = 0.1
     warm_up: int = 100
-    device: str = "gaincell_28nm"
-    token_period_s: float = 1e-5
-    key_gain: float = 0.25
-    output_gain: float = 1.0
     summary_size: int = 96
     summary_weight: float = 2.0
+    sequences: int = 3
+    passages: int = 6
     embedding_rate: float = 4.0
     held_out: float = 0.05
     precision: Literal["float32", "bfloat16"] = "float32"
