@@ -30,6 +30,7 @@ from fllm.model.checkpoints import WEIGHTS, load_causal_lm, write_packed
 from fllm.model.checkpoints.conversion import frozen_weight, ternarise
 from hwsim import BitLinear, emulate
 from hwsim.linear import OnArrays, TokenPlaces
+from hwsim.randomness import keyed
 from tests.fllm.made_checkpoints import (
     ABSENT,
     INVERSE,
@@ -250,7 +251,7 @@ def test_one_bad_activation_stays_in_its_token(value: float, kind: str, device: 
         layer.pack_()
     if device is not None:
         array = load_device(device).linear
-        places = TokenPlaces(torch.arange(5)[None], torch.tensor([3, 4]), 0)
+        places = TokenPlaces(keyed(torch.tensor([3, 4])[:, None], torch.arange(5)[None]), 0)
         layer.put_on(OnArrays(array, "layer", die_seed=1, places=places))
     x = torch.randn(2, 5, 32)
     with torch.no_grad():
