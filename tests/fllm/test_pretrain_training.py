@@ -115,7 +115,7 @@ def test_schedule_has_two_stages() -> None:
 @pytest.mark.parametrize("share", [1.0, 4.0])
 def test_embeddings_may_have_a_rate_of_their_own(share: float) -> None:
     """One step of Adam moves each weight by its learning rate."""
-    recipe = replace(SMALL, steps=1, warm_up=1, learning_rate=0.01, weight_decay=0.0)
+    recipe = replace(SMALL, steps=1, warm_up=1, learning_rate=0.01, weight_decay=0.0, embedding_rate=share)
     tokenizer = train_tokenizer(["some text"], SMALL)
     model = new_model(recipe, len(tokenizer), tokenizer)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -125,7 +125,7 @@ def test_embeddings_may_have_a_rate_of_their_own(share: float) -> None:
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         return Losses(next_token_losses(model, hidden, ids.roll(-1, 1)), None)
 
-    train(model, None, lesson, recipe, lambda _: None, embedding_rate=share)
+    train(model, None, lesson, recipe, lambda _: None)
     moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in model.named_parameters()}
     assert moved["model.embed_tokens.weight"] == pytest.approx(0.01 * share, rel=1e-3)
     assert moved["model.layers.0.mlp.down_proj.weight"] == pytest.approx(0.01, rel=1e-3)

@@ -22,6 +22,7 @@ class Recipe:
         key_gain: [V] initial gain of the key and value range scalers.
         summary_size: Dimensions of the summary of a text.
         summary_weight: Weight of its loss beside that of the next token.
+        embedding_rate: Learning rate of the embeddings beside that of the rest; other than 1, they do not decay.
     """
 
     vocabulary: int
@@ -43,6 +44,7 @@ class Recipe:
     token_period_s: float = 1e-5
     key_gain: float = 0.25
     output_gain: float = 1.0
+    embedding_rate: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class TextRecipe(Recipe):
     Attributes:
         sequences: Pieces of ``context`` tokens per step.
         passages: Short passages per step, summed up at their end; 0 for none.
-        embedding_rate: Learning rate of the embeddings beside that of the rest.
         held_out: Share of documents held out when no validation file is given.
         precision: Of the matrix products while training; ``bfloat16`` runs under autocast.
     """
@@ -65,7 +66,6 @@ class TextRecipe(Recipe):
     summary_weight: float = 2.0
     sequences: int = 3
     passages: int = 6
-    embedding_rate: float = 4.0
     held_out: float = 0.05
     precision: Literal["float32", "bfloat16"] = "float32"
 

@@ -86,7 +86,7 @@ def _train_and_score(
     reader = new_reader(recipe).to(where) if corpus.passages is not None else None
     on_stage("training")
     lessons = TextLessons(corpus, recipe, model, reader)
-    seen = train(model, reader, lessons, recipe, report, workplace.state, recipe.embedding_rate)
+    seen = train(model, reader, lessons, recipe, report, workplace.state)
     write_packed(model, workplace.finished)
     corpus.tokenizer.save_pretrained(workplace.finished)
     return {

@@ -70,7 +70,6 @@ def train(
     recipe: Recipe,
     report: Callable[[Progress], None],
     state: Path | None = None,
-    embedding_rate: float = 1.0,
 ) -> int:
     """Train a model in place.
 
@@ -81,7 +80,6 @@ def train(
         recipe: Schedule and device.
         report: Called after each step.
         state: File that keeps the state every few minutes and at the end; where it exists, training goes on from it.
-        embedding_rate: Learning rate of the embeddings beside that of the rest; other than 1, they do not decay.
 
     Returns:
         Tokens predicted.
@@ -90,9 +88,7 @@ def train(
         Stopped: On Ctrl-C, after the step in progress, with the state saved if it has a file.
     """
     weights = [*model.parameters(), *(() if reader is None else reader.parameters())]
-    optimiser = torch.optim.AdamW(
-        _groups(model, weights, recipe.weight_decay, embedding_rate), lr=recipe.learning_rate, betas=(0.9, 0.95)
-    )
+    optimiser = torch.optim.AdamW(_groups(model, weights, recipe), lr=recipe.learning_rate, betas=(0.9, 0.95))
     parts = {"model": model, "optimiser": optimiser} | ({} if reader is None else {"reader": reader})
     first, tokens = _restored(state, parts) if state is not None and state.exists() else (0, 0)
     devices = [load_device(recipe.device), load_device("ideal")]
@@ -126,17 +122,15 @@ def train(
     return tokens
 
 
-def _groups(
-    model: BitNetForCausalLM, weights: Sequence[nn.Parameter], decay: float, embedding_rate: float
-) -> list[dict[str, Any]]:
+def _groups(model: BitNetForCausalLM, weights: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
     """Return the weights that decay, first, and those that do not, each with its share of the learning rate."""
-    own = [] if embedding_rate == 1.0 else [model.get_input_embeddings().weight]
+    own = [] if recipe.embedding_rate == 1.0 else [model.get_input_embeddings().weight]
     matrices = [p for p in weights if p.dim() > 1 and all(p is not each for each in own)]
     groups = [
-        {"params": matrices, "weight_decay": decay, "share": 1.0},
+        {"params": matrices, "weight_decay": recipe.weight_decay, "share": 1.0},
         {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0, "share": 1.0},
     ]
-    return [*groups, {"params": own, "weight_decay": 0.0, "share": embedding_rate}] if own else groups
+    return [*groups, {"params": own, "weight_decay": 0.0, "share": recipe.embedding_rate}] if own else groups
 
 
 def schedule(step: int, recipe: Recipe) -> tuple[float, float]:
