@@ -33,7 +33,7 @@ def base_build(
     corpus: Annotated[
         list[Path] | None,
         typer.Option(help="Text to train on: plain (documents parted by blank lines), JSONL, CSV, TSV, also .gz. "
-                          "Without it a base is built on made-up notes whose diagnosis is withheld."),
+                          "Without it the shipped base is built, on made-up notes whose diagnosis is withheld."),
     ] = None,
     validation: Annotated[
         list[Path] | None, typer.Option(help="Text held out; default a twentieth of the documents.")

@@ -148,7 +148,7 @@ class RunConfig(_Strict):
     num_clients: Count = 4
     partition: Literal["hospital", "iid", "dirichlet", "age"] = "hospital"
     dirichlet_alpha: Annotated[StrictFloat, Field(gt=0, lt=1e6)] = 1.0
-    num_rounds: Count = 10
+    num_rounds: Count = 6
     batch_size: Count = 8
     local_steps: Count = 20
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
