@@ -12,9 +12,9 @@ import time
 import torch
 
 from device_models import load_device
-from fllm.config import LoraSettings
 from fllm.model.adapters import attach_adapter
 from fllm.model.base import load_model
+from fllm.sections import LoraSettings
 from hwsim import count_events, noise_key
 
 ROUNDS, STEPS = 40, 4

@@ -64,7 +64,7 @@ def training_of(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> dict[s
         trained_parameters=model["adapter_parameters"], frozen_weights=model["ternary_weights"],
         uplink_bytes=sum(row["uplink_bytes"] for row in rows),
         downlink_bytes=sum(row["downlink_bytes"] for row in rows),
-        token_period_s=prepared.period_s, seed=config.seed,
+        token_period_s=prepared.period_s, optimiser=config.optimiser, seed=config.seed,
     )  # fmt: skip
 
 

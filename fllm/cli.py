@@ -149,7 +149,11 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder that gets the run's own folder; default reports.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the interrupted run in this folder; takes no more than --track.")
+        Path | None,
+        typer.Option(help="Continue the interrupted run in this folder; takes no more than --from-round and --track."),
+    ] = None,
+    from_round: Annotated[
+        int | None, typer.Option(help="Resume from an earlier round whose checkpoint is kept, usually the one before.")
     ] = None,
     track: Annotated[
         list[str] | None, typer.Option(help="Log the rounds to tensorboard or mlflow as well; optional extras.")
@@ -184,6 +188,8 @@ def run(
     settings |= dict(parse_setting(text) for text in set_ or [])
     folder_name(name)
     if resume is None:
+        if from_round is not None:
+            raise InputError("--from-round goes with --resume", expected="the folder of an interrupted run")
         resolved = load_config(config, settings)
     elif settings or config is not None or name is not None or out is not None:
         raise InputError("--resume takes no other option", where=str(resume), expected="the settings of the run")
@@ -197,7 +203,7 @@ def run(
         logging.getLogger("flwr").setLevel(logging.ERROR)  # set by the import above to INFO
         try:
             if resume is not None:
-                finished = resume_run(resume, observer=observer)
+                finished = resume_run(resume, from_round=from_round, observer=observer)
             else:
                 program = "fllm" if sys.argv[1:2] == ["run"] else "fllm-run"
                 command = shlex.join([program, *sys.argv[1:]])

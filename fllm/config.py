@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
@@ -22,49 +21,13 @@ from device_models import InputError, parse_quantity
 from device_models.errors import nearest
 from device_models.strict_yaml import parse_yaml, read_yaml
 from fllm.data import check_fields
+from fllm.sections import Count, CueSettings, LoraSettings, StrategySettings, Strict
 
 DEFAULT_FIELDS = ("labs", "imaging")
 """Fields of the default run: short prompts that lose nothing to the linear baseline on all fields."""
 
-Count = Annotated[StrictInt, Field(ge=1)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class LoraSettings(_Strict):
-    """Low-rank adapters beside ternary layers, in digital.
-
-    Attributes:
-        r: Rank.
-        alpha: The adapter's output is multiplied by alpha / r.
-        dropout: Share of the adapter's inputs that training leaves out.
-        targets: Projections that get an adapter, such as ``q_proj``; none named is every ternary layer.
-        rslora: Multiply by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732).
-        freeze_a: A stays as it was drawn from the seed; only B is trained and sent (FFA-LoRA, Sun et al., ICLR 2024).
-        train_scalers: The range scalers of the emulated attention are trained, sent and saved with the adapter.
-    """
-
-    r: Count = 8
-    alpha: Annotated[StrictFloat, Field(gt=0)] = 16.0
-    dropout: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[str, ...] = ()
-    rslora: StrictBool = False
-    freeze_a: StrictBool = False
-    train_scalers: StrictBool = False
-
-
-class CueSettings(_Strict):
-    """Switches against what tells the diagnosis without describing it."""
-
-    mask: Literal["keep", "neutral", "drop_sentence"] = "neutral"
-    studies: Literal["exam_name", "modality", "hidden"] = "modality"
-    mentions: Literal["keep", "neutral"] = "keep"
-    panel: Literal["short", "full"] = "short"
-
-
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """Everything that decides the numbers of a run.
 
     Attributes:
@@ -101,10 +64,13 @@ class RunConfig(_Strict):
         num_clients: Clients; hospitals are merged or split to this number.
         partition: How cases are dealt to clients: by ``hospital``, ``iid``, ``dirichlet`` over the labels, or ``age``.
         dirichlet_alpha: How alike the clients' mixes are under ``dirichlet``; 0.1 is extreme.
-        num_rounds: Rounds of federated averaging.
+        strategy: How the server combines what clients send.
+        num_rounds: Rounds of the federation.
         batch_size: Cases per local step.
         local_steps: Steps of each client per round.
-        learning_rate: Peak rate of AdamW, made anew in each round.
+        optimiser: Of the clients, made anew in each round: ``adamw``, or ``sgd``, whose updates stay in proportion to
+            their gradients; gradients are cut to norm 1 before either.
+        learning_rate: Its peak rate.
         note_loss: Weight of the note's own tokens beside the answer in the training loss.
         lora_baselines: Adapters trained for comparison after the last round: ``centralised`` on all cases pooled,
             ``local`` on each client's alone.
@@ -148,9 +114,11 @@ class RunConfig(_Strict):
     num_clients: Count = 4
     partition: Literal["hospital", "iid", "dirichlet", "age"] = "hospital"
     dirichlet_alpha: Annotated[StrictFloat, Field(gt=0, lt=1e6)] = 1.0
+    strategy: StrategySettings = StrategySettings()
     num_rounds: Count = 6
     batch_size: Count = 8
     local_steps: Count = 20
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
     note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()
@@ -186,6 +154,7 @@ class RunConfig(_Strict):
             raise ValueError("field_tokens have no effect on the task text, which is cut into pieces of max_tokens")
         if self.split == "column" and self.task == "csv" and self.split_column is None:
             raise ValueError("the split column needs split_column, the name of the table's column")
+        self.strategy.check_clients(self.num_clients)
         if self.calibration == "temperature" and self.split in ("holdout", "kfold") and not self.validation_fraction:
             raise ValueError("a temperature is fitted on validation cases: set validation_fraction above 0")
         return self
@@ -198,7 +167,8 @@ class RunConfig(_Strict):
         return value
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"lora": LoraSettings, "cues": CueSettings}
+SECTIONS: dict[str, type[BaseModel]] = {"lora": LoraSettings, "cues": CueSettings, "strategy": StrategySettings}
+"""Keys of a run that hold further keys, apart from ``device``."""
 
 
 def load_config(file: Path | None = None, settings: Mapping[str, object] | None = None) -> RunConfig:
@@ -233,7 +203,7 @@ def validate_config(tree: Mapping[str, object], where: str) -> RunConfig:
         problem = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _SECTIONS.get(path.partition(".")[0], RunConfig).model_fields
+            known = SECTIONS.get(path.partition(".")[0], RunConfig).model_fields
             remedy = nearest(str(problem["loc"][-1]), known)
             raise InputError("unknown key", where=f"{where}: {path}", remedy=remedy) from None
         message = str(problem["msg"]).removeprefix("Value error, ")

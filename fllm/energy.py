@@ -196,7 +196,8 @@ def _citation(key: str) -> str:
 
 def training_facts(
     counts: EventCounts, device: DeviceModel, network: Network, *, clients: int, steps: int, trained_parameters: int,
-    frozen_weights: int, uplink_bytes: int, downlink_bytes: int, token_period_s: float | None, seed: int = 0,
+    frozen_weights: int, uplink_bytes: int, downlink_bytes: int, token_period_s: float | None, optimiser: str = "adamw",
+    seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Describe what training cost so far in its three places, which are not one system: arrays, accelerator, network.
 
@@ -211,11 +212,13 @@ def training_facts(
         uplink_bytes: Sent by all clients.
         downlink_bytes: Received by all clients.
         token_period_s: As for :func:`energy_facts`.
+        optimiser: Of the clients.
         seed: Of the draws behind the intervals.
     """
     events = training_events(
-        counts, device, steps=steps, trained_parameters=trained_parameters, frozen_weights=frozen_weights
-    )
+        counts, device, steps=steps, trained_parameters=trained_parameters, frozen_weights=frozen_weights,
+        optimiser=optimiser,
+    )  # fmt: skip
     on_chip = forward_terms(counts, device, token_period_s=token_period_s) + training_terms(events, counts, device)
     sent = network_terms(network, uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes)
     terms: list[EnergyTerm] = on_chip + sent

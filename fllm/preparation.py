@@ -285,7 +285,7 @@ def make_hospital(index: int, prompts: list[Prompt], bench: Bench, chip: Die, tr
 def _local_training(config: RunConfig) -> LocalTraining:
     return LocalTraining(
         config.local_steps, config.batch_size, config.learning_rate, config.note_loss, config.num_rounds, config.seed,
-        piece=4 * config.batch_size,
+        piece=4 * config.batch_size, optimiser=config.optimiser,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
-from torch import Tensor
 
 from device_models import InputError
 from fllm.accounting import training_of
+from fllm.checkpoints import Checkpoint, drop_old_checkpoints, load_checkpoint, remove_checkpoints, save_checkpoint
 from fllm.config import RunConfig, validate_config
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, make_server_app
-from fllm.federation.strategy import fedavg
+from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
 from fllm.lora_baselines import key_of, lora_baseline
-from fllm.model.adapters import adapter_digest, get_adapter, read_adapter, save_adapter, set_adapter
+from fllm.model.adapters import adapter_digest, get_adapter, save_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
 from fllm.outcome import evaluate_everywhere, final_facts, round_row
 from fllm.preparation import Prepared, identity_of, prepare
@@ -83,12 +81,17 @@ def run(
     return _go_on(prepared, folder, observer, started)
 
 
-def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
+def resume(folder: Path, *, from_round: int | None = None, observer: Observer | None = None) -> RunResult:
     """Continue an interrupted run from its last whole round; it ends as an uninterrupted one would have.
 
+    Args:
+        folder: The run.
+        from_round: An earlier round to go on from, where the checkpoint of the last one is damaged.
+        observer: Is told about stages and rounds.
+
     Raises:
-        InputError: If there is no such run, it is complete, or data, model, device or adapter are not those it began
-            with.
+        InputError: If there is no such run, it is complete, its checkpoint is gone or damaged, or data, model, device
+            or adapter are not those it began with.
     """
     observer = observer or Observer()
     started = time.monotonic()
@@ -100,6 +103,8 @@ def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
         if what in former and prepared.record[what][key] != former[what][key]:
             raise InputError(f"the {what} changed since the run began", where=str(folder), remedy="start a new run")
     prepared.record.update({key: former[key] for key in ("name", "command", "created", "rounds")})
+    if from_round is not None:
+        prepared.record["rounds"] = _up_to(former["rounds"], from_round, folder)
     trained = [key_of(kind) for kind in prepared.config.lora_baselines]
     prepared.record["baselines"] |= {key: former["baselines"][key] for key in trained if key in former["baselines"]}
     return _go_on(prepared, folder, observer, started)
@@ -141,10 +146,13 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
 def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
     """Run the rounds that are missing, writing the state after each."""
     record, config, model = prepared.record, prepared.config, prepared.model
-    identity = identity_of(config, prepared.bench.loaded, prepared.device)
     finished = sum(row["round"] > 0 for row in record["rounds"])
+    start = Start(get_adapter(model))
     if finished:
-        set_adapter(model, _saved_adapter(folder, record["rounds"][-1]["adapter_sha256"]))
+        checkpoint = _checkpoint(folder, record["rounds"][-1])
+        set_adapter(model, checkpoint.adapter)
+        _publish(prepared, folder)
+        start = Start(get_adapter(model), finished + 1, checkpoint.strategy)
     observer.stage("evaluating the model")
     scores = evaluate_everywhere(prepared)
     if not record["rounds"]:
@@ -163,21 +171,19 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
         row["training"] = training_of([row], prepared)
         grid.uplink_bytes = grid.downlink_bytes = 0
-        save_adapter(model, folder / NEXT_ADAPTER, identity)  # before its row: a recorded round has its adapter
+        # Before its row: a recorded round has its checkpoint
+        save_checkpoint(folder, Checkpoint(outcome.number, whole_adapter(model), outcome.strategy_state))
         record["rounds"].append(row)
         _write(record, folder)
-        _replace_adapter(folder)
+        _publish(prepared, folder)
+        drop_old_checkpoints(folder, outcome.number)
         observer.round_done(row, last_round)
         if outcome.number < last_round:
             observer.stage(f"training round {outcome.number + 1}")
 
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), config.num_clients)
     server = make_server_app(
-        fedavg(config.num_clients),
-        get_adapter(model),
-        first_round=finished + 1,
-        last_round=last_round,
-        on_round=on_round,
+        config.strategy, start, clients=config.num_clients, last_round=last_round, on_round=on_round
     )
     if finished < last_round:
         observer.stage(f"training round {finished + 1}")
@@ -190,6 +196,7 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         record["warnings"].append("no effect of refresh: no token of this run grew as old as its interval")
     record["status"] = "completed"
     _write(record, folder)
+    remove_checkpoints(folder)
     render(record, folder)
     return RunResult(folder, record)
 
@@ -203,18 +210,29 @@ def _add_baselines(prepared: Prepared, folder: Path, observer: Observer) -> None
             _write(record, folder)
 
 
-def _saved_adapter(folder: Path, digest: str) -> dict[str, Tensor]:
-    """Return the adapter of the last whole round, wherever an interruption left it."""
-    for name in (NEXT_ADAPTER, ADAPTER):
-        with contextlib.suppress(InputError):  # absent, or cut off while it was written: the other one is whole
-            adapter = read_adapter(folder / name)
-            if adapter_digest(adapter) == digest:
-                return adapter
-    raise InputError("the adapter of the last round is gone or changed", where=str(folder), remedy="start a new run")
+def _up_to(rows: list[dict[str, Any]], number: int, folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run up to a round; raises InputError where it has none."""
+    known = [row["round"] for row in rows if row["round"] > 0]
+    if number not in known:
+        raise InputError(
+            "no such round", where=f"--from-round of {folder}", expected=f"one of {known}", received=number
+        )
+    return [row for row in rows if row["round"] <= number]
 
 
-def _replace_adapter(folder: Path) -> None:
-    """Put the new adapter in place of the former one; stopped anywhere, one of both is whole."""
+def _checkpoint(folder: Path, row: dict[str, Any]) -> Checkpoint:
+    """Return the checkpoint of a recorded round; raises InputError where it is not whole or not that round's."""
+    found = load_checkpoint(folder, row["round"])
+    if adapter_digest(found.adapter) != row["adapter_sha256"]:
+        raise InputError("the checkpoint of the last round is of another run", where=str(folder))
+    return found
+
+
+def _publish(prepared: Prepared, folder: Path) -> None:
+    """Put the adapter of the last round into its folder; stopped anywhere, the checkpoint is whole."""
+    identity = identity_of(prepared.config, prepared.bench.loaded, prepared.device)
+    shutil.rmtree(folder / NEXT_ADAPTER, ignore_errors=True)
+    save_adapter(prepared.model, folder / NEXT_ADAPTER, identity)
     if (folder / ADAPTER).is_dir():
         shutil.rmtree(folder / ADAPTER)
     (folder / NEXT_ADAPTER).rename(folder / ADAPTER)

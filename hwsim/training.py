@@ -19,11 +19,12 @@ NETWORK = "network"
 """The third place where training spends energy, beside arrays and digital accelerator."""
 BACKWARD_PARTS = ("backward pass", "saved activations", "optimiser", "weights of the backward pass")
 """Parts of what training adds to the accelerator's line, in the order of reports."""
-ADAM_OPERATIONS = 14
-"""Element operations of AdamW per weight and step: two moments (3 + 4), bias corrections (2), root, quotient, decay,
-step (2)."""
-ADAM_BITS = 7 * 32
-"""[bit] per weight and step: gradient, weight and two moments read, weight and two moments written, in float32."""
+OPTIMISERS = {"adamw": (14, 7 * 32), "sgd": (2, 3 * 32)}
+"""Element operations and moved bits of an optimiser per weight and step, in float32.
+
+AdamW: two moments (3 + 4), bias corrections (2), root, quotient, decay, step (2); gradient, weight and moments read,
+weight and moments written. SGD without momentum: a product and a sum; gradient and weight read, weight written.
+"""
 TERNARY_BITS = 2
 """[bit] of one ternary weight in memory."""
 EIGHT_BITS = 8
@@ -53,8 +54,9 @@ class TrainingEvents:
 
 
 def training_events(
-    forward: EventCounts, device: DeviceModel, *, steps: int, trained_parameters: int, frozen_weights: int
-) -> TrainingEvents:
+    forward: EventCounts, device: DeviceModel, *, steps: int, trained_parameters: int, frozen_weights: int,
+    optimiser: str = "adamw",
+) -> TrainingEvents:  # fmt: skip
     """Derive the backward pass and the optimiser of LoRA fine-tuning from the counts of its forward passes.
 
     ::
@@ -71,11 +73,13 @@ def training_events(
         steps: Optimiser steps; frozen weights are read once in each.
         trained_parameters: Weights of the adapter.
         frozen_weights: Ternary weights that gradients pass.
+        optimiser: One of ``OPTIMISERS``.
 
     Source: chain rule of the model. Approximation: gradients of the first layer's inputs are counted although nothing
     below it is trained; loss and sampling are left out.
     """
     events = forward.events
+    optimiser_operations, optimiser_bits = OPTIMISERS[optimiser]
     linear = events["linear.cell_mac"] // device.linear.input_cycles
     qk, av = events["attention.qk_mac"] // device.reads_per_score, events["attention.av_mac"]
     vector = sum(operations * events[event] for event, operations in VECTOR_OPS.items())
@@ -86,8 +90,8 @@ def training_events(
         saved_bits=2 * saved,
         weight_bits=steps * (TERNARY_BITS * frozen_weights + sum(forward.weight_bits.values())),
         frozen_weights=frozen_weights,
-        optimiser_operations=ADAM_OPERATIONS * steps * trained_parameters,
-        optimiser_bits=ADAM_BITS * steps * trained_parameters,
+        optimiser_operations=optimiser_operations * steps * trained_parameters,
+        optimiser_bits=optimiser_bits * steps * trained_parameters,
     )
 
 

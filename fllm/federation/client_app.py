@@ -53,8 +53,11 @@ def make_client_app(hospital_of: Callable[[int], Hospital]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        server_round = int(message.content["config"]["server-round"])
-        update = hospital_of(partition).train(message.content["arrays"].to_torch_state_dict(), server_round)
+        config = message.content["config"]
+        update = hospital_of(partition).train(
+            message.content["arrays"].to_torch_state_dict(), int(config["server-round"]),
+            proximal_mu=float(config.get("proximal-mu", 0.0)),
+        )  # fmt: skip
         metrics: dict[str, int | float | list[int]] = {
             "partition-id": partition,
             "num-examples": update.examples,

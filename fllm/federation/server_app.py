@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fllm.federation.strategy import usable
+from fllm.federation.strategy import (
+    WEIGHT_KEY,
+    make_strategy,
+    restore_state,
+    set_server_rate,
+    state_of,
+    sum_or_mean,
+    usable,
+)
+from fllm.sections import StrategySettings
 
 
 @dataclass(frozen=True)
@@ -20,8 +30,9 @@ class Round:
     Attributes:
         number: Round, counted from 1.
         adapter: Aggregated adapter.
-        metrics: Sums and means over clients.
-        clients: Clients whose update was used.
+        strategy_state: What the strategy carries into the next round, by names.
+        metrics: Sums and means over clients whose update was sound, used or not: their work was done.
+        clients: Clients whose update was sound.
         failures: Reasons of the others.
     """
 
@@ -30,28 +41,39 @@ class Round:
     metrics: MetricRecord
     clients: int
     failures: tuple[str, ...]
+    strategy_state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class RoundFailed(RuntimeError):
     """No client of a round sent a usable update."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where the server starts.
+
+    Attributes:
+        adapter: Tensors that the first round starts from.
+        first_round: First round to run, above 1 when resumed.
+        strategy_state: What the strategy carried out of the round before.
+    """
+
+    adapter: Mapping[str, Tensor]
+    first_round: int = 1
+    strategy_state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
 def make_server_app(
-    strategy: FedAvg,
-    adapter: Mapping[str, Tensor],
-    *,
-    first_round: int,
-    last_round: int,
-    on_round: Callable[[Round], None],
+    settings: StrategySettings, start: Start, *, clients: int, last_round: int, on_round: Callable[[Round], None]
 ) -> ServerApp:
     """Make the server application.
 
     Flower's ``Strategy.start`` has no start round and no callback, so the loop is ours; strategies are Flower's.
 
     Args:
-        strategy: Aggregation.
-        adapter: Tensors that the first round starts from.
-        first_round: First round to run, above 1 when resumed.
+        settings: Which strategy.
+        start: Where to start.
+        clients: Number of clients.
         last_round: Last round.
         on_round: Called after each round.
     """
@@ -59,16 +81,22 @@ def make_server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
-        arrays = ArrayRecord(dict(adapter))
-        for number in range(first_round, last_round + 1):
+        strategy, arrays = make_strategy(settings, clients), ArrayRecord(dict(start.adapter))
+        restore_state(strategy, start.strategy_state, arrays)
+        for number in range(start.first_round, last_round + 1):
+            set_server_rate(strategy, settings, number, last_round)
             messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
             replies, failures = usable(grid.send_and_receive(messages))
-            merged, metrics = strategy.aggregate_train(number, replies)
-            if merged is None or metrics is None:
+            if not replies:
                 raise RoundFailed(
                     f"round {number}: no client sent a usable update ({', '.join(sorted(set(failures)))})"
                 )
+            metrics = sum_or_mean([reply.content for reply in replies], WEIGHT_KEY)  # a strategy may drop some clients'
+            merged, _ = strategy.aggregate_train(number, replies)
+            assert merged is not None  # there were replies
+            # Some strategies return float64, which would double what is sent from the second round on
             arrays = ArrayRecord({name: tensor.float() for name, tensor in merged.to_torch_state_dict().items()})
-            on_round(Round(number, dict(arrays.to_torch_state_dict()), metrics, len(replies), tuple(failures)))
+            adapter = dict(arrays.to_torch_state_dict())
+            on_round(Round(number, adapter, metrics, len(replies), tuple(failures), state_of(strategy)))
 
     return app

@@ -1,14 +1,31 @@
-"""FedAvg over the adapter, with events summed and everything else averaged."""
+"""Flower's strategies over the adapter: which one, its state between rounds, what it is given, and sums of events."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from flwr.app import Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+)
+from numpy.typing import NDArray
 
 from fllm.federation.client_app import COUNT_PREFIX
+from fllm.sections import StrategySettings
+
+WEIGHT_KEY = "num-examples"
+"""Metric of a reply that its update is weighted by, where a strategy weights."""
 
 
 def sum_or_mean(contents: list[RecordDict], weight_key: str) -> MetricRecord:
@@ -31,16 +48,81 @@ def sum_or_mean(contents: list[RecordDict], weight_key: str) -> MetricRecord:
     return MetricRecord(merged)
 
 
-def fedavg(num_clients: int) -> FedAvg:
-    """Return FedAvg with all clients in every round and no evaluation at the clients."""
-    return FedAvg(
-        fraction_train=1.0,
-        fraction_evaluate=0.0,
-        min_train_nodes=num_clients,
-        min_evaluate_nodes=0,
-        min_available_nodes=num_clients,
-        train_metrics_aggr_fn=sum_or_mean,
-    )
+def make_strategy(settings: StrategySettings, num_clients: int) -> FedAvg:
+    """Return a strategy with all clients in every round and no evaluation at the clients."""
+    everybody: dict[str, Any] = {
+        "fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": num_clients, "min_evaluate_nodes": 0,
+        "min_available_nodes": num_clients, "weighted_by_key": WEIGHT_KEY, "train_metrics_aggr_fn": sum_or_mean,
+    }  # fmt: skip
+    match settings.kind:
+        case "fedavg":
+            return FedAvg(**everybody)
+        case "fedprox":
+            return FedProx(**everybody, proximal_mu=settings.proximal_mu)
+        case "fedavgm":
+            rate = 1.0 if settings.server_learning_rate is None else settings.server_learning_rate
+            return FedAvgM(**everybody, server_learning_rate=rate, server_momentum=settings.server_momentum)
+        case "fedadam" | "fedyogi":
+            adaptive = FedAdam if settings.kind == "fedadam" else FedYogi
+            return adaptive(
+                **everybody, eta=_peak_rate(settings), beta_1=settings.beta_1, beta_2=settings.beta_2, tau=settings.tau
+            )
+        case "fedmedian":
+            return FedMedian(**everybody)
+        case "trimmed_mean":
+            return FedTrimmedAvg(**everybody, beta=settings.trim)
+        case "krum":
+            return Krum(**everybody, num_malicious_nodes=settings.malicious)
+        case "multikrum":
+            keep = num_clients - settings.malicious if settings.keep is None else settings.keep
+            return MultiKrum(**everybody, num_malicious_nodes=settings.malicious, num_nodes_to_select=keep)
+
+
+def _peak_rate(settings: StrategySettings) -> float:
+    return 0.01 if settings.server_learning_rate is None else settings.server_learning_rate
+
+
+def set_server_rate(strategy: FedAvg, settings: StrategySettings, server_round: int, rounds: int) -> None:
+    """Let the rate of an adaptive server fall linearly over the rounds to a tenth.
+
+    It divides updates by their own size, so that falling rates of the clients alone would change nothing.
+    """
+    if isinstance(strategy, FedAdam | FedYogi):
+        strategy.eta = _peak_rate(settings) * (1.0 - 0.9 * (server_round - 1) / rounds)
+
+
+_MEAN, _SQUARE, _MOMENTUM = "mean", "square", "momentum"
+
+
+def state_of(strategy: FedAvg) -> dict[str, NDArray[Any]]:
+    """Return what a strategy carries from round to round, by names; nothing for most."""
+    found: dict[str, NDArray[Any]] = {}
+    if isinstance(strategy, FedAdam | FedYogi):
+        for name, moments in ((_MEAN, strategy.m_t), (_SQUARE, strategy.v_t)):
+            found |= {f"{name}/{key}": value for key, value in (moments or {}).items()}
+    if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None and strategy.current_arrays is not None:
+        named = zip(strategy.current_arrays, strategy.momentum_vector, strict=True)
+        found |= {f"{_MOMENTUM}/{key}": value for key, value in named}
+    return found
+
+
+def restore_state(strategy: FedAvg, state: Mapping[str, NDArray[Any]], arrays: ArrayRecord) -> None:
+    """Set what :func:`state_of` returned, on a strategy that has done no round yet.
+
+    Args:
+        strategy: The strategy.
+        state: Its state after some round.
+        arrays: The adapter after that round.
+    """
+
+    def moments(name: str) -> dict[str, NDArray[Any]]:
+        return {key.partition("/")[2]: value for key, value in state.items() if key.startswith(f"{name}/")}
+
+    if isinstance(strategy, FedAdam | FedYogi):
+        strategy.m_t, strategy.v_t = moments(_MEAN) or None, moments(_SQUARE) or None
+    if isinstance(strategy, FedAvgM) and state:
+        strategy.current_arrays = arrays
+        strategy.momentum_vector = [moments(_MOMENTUM)[key] for key in arrays]
 
 
 def usable(replies: Iterable[Message]) -> tuple[list[Message], list[str]]:
@@ -62,7 +144,5 @@ def usable(replies: Iterable[Message]) -> tuple[list[Message], list[str]]:
 
 
 def _finite(content: RecordDict) -> bool:
-    import numpy as np
-
     arrays = (array.numpy() for record in content.array_records.values() for array in record.values())
     return all(bool(np.isfinite(array).all()) for array in arrays)

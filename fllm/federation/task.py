@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -31,12 +32,13 @@ class LocalTraining:
         steps: Optimiser steps per round.
         batch_size: Cases per step.
         piece: Most cases in one forward pass; a larger batch adds up the gradients of its pieces.
-        learning_rate: Peak rate of AdamW; it warms up over the first quarter of each round, as the
-            optimiser is new in each round and its first steps have no averages yet, and falls
+        learning_rate: Peak rate; it warms up over the first quarter of each round, as the
+            optimiser is new in each round and AdamW's first steps have no averages yet, and falls
             linearly over the rounds to a tenth.
         note_loss: Weight of the note's own tokens beside the answer.
         rounds: Rounds of the whole run, for the learning rate.
         seed: Seed of the run.
+        optimiser: ``adamw``, or ``sgd`` without momentum.
     """
 
     steps: int
@@ -46,6 +48,7 @@ class LocalTraining:
     rounds: int
     seed: int
     piece: int = 32
+    optimiser: Literal["adamw", "sgd"] = "adamw"
 
     def rate(self, server_round: int, step: int) -> float:
         """Return the learning rate of a step (both counted from 1)."""
@@ -100,15 +103,22 @@ class Hospital:
         self.answers, self.pad_id, self.training = answers, pad_id, training
         self.lengths = [len(prompt.tokens) for prompt in prompts]
 
-    def train(self, adapter: Mapping[str, Tensor], server_round: int) -> Update:
-        """Train one round from the given adapter; a function of (adapter, seed, round, partition) alone."""
+    def train(self, adapter: Mapping[str, Tensor], server_round: int, *, proximal_mu: float = 0.0) -> Update:
+        """Train one round from the given adapter; a function of (adapter, seed, round, partition) alone.
+
+        Args:
+            adapter: Tensors to start from.
+            server_round: Round, counted from 1.
+            proximal_mu: Weight of half the squared distance from them in the loss (Li et al. 2020, FedProx).
+        """
         model, training = self.model, self.training
         set_adapter(model, adapter)
         if self.put_on_chip is not None:
             self.put_on_chip()
         model.train()
         weights = [p for p in model.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(weights, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        first = [p.detach().clone() for p in weights] if proximal_mu else []
+        optimiser = _optimiser(training.optimiser, weights)
         order = self._order(server_round)
         losses = []
         with count_events() as counts, torch.random.fork_rng(devices=[]):
@@ -119,6 +129,9 @@ class Hospital:
                     group["lr"] = training.rate(server_round, step)
                 optimiser.zero_grad(set_to_none=True)
                 losses.append(self._backward(batch, server_round, step))
+                for weight, start in zip(weights, first, strict=bool(first)):
+                    assert weight.grad is not None
+                    weight.grad.add_(weight.detach() - start, alpha=proximal_mu)
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimiser.step()
         model.eval()
@@ -186,6 +199,13 @@ class Hospital:
         wanted = real[:, 1:].bool()
         loss = cross_entropy(logits[:, :-1][wanted], tokens[:, 1:][wanted])
         return loss, loss.new_zeros(())
+
+
+def _optimiser(kind: Literal["adamw", "sgd"], weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return a new optimiser; each step sets its rate."""
+    if kind == "sgd":
+        return torch.optim.SGD(weights, lr=0.0)
+    return torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 def label_of(prompt: Prompt) -> int:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from device_models import InputError
 from device_models.errors import nearest
-from fllm.config import LoraSettings
 from fllm.model.digest import digest_of_arrays
 from fllm.model.identity import SCALERS, WEIGHTS, AdapterIdentity, write_identity
+from fllm.sections import LoraSettings
 from hwsim import BitLinear, gain_cell_layers
 from hwsim.integrations.transformers import NAME as GAIN_CELL
 from hwsim.randomness import seed_of

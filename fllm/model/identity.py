@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from device_models import InputError
-from fllm.config import LoraSettings, RunConfig
+from fllm.config import RunConfig
+from fllm.sections import LoraSettings
 
 FILE = "fllm_adapter.json"
 WEIGHTS = "adapter_model.safetensors"

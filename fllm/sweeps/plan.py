@@ -17,7 +17,7 @@ from device_models import DeviceModel, InputError, format_quantity, load_device,
 from device_models.errors import nearest
 from device_models.loading import key_units
 from device_models.schema import COEFFICIENT_UNITS
-from fllm.config import LoraSettings, RunConfig, load_config
+from fllm.config import SECTIONS, RunConfig, load_config
 from fllm.sweeps.design import DRAWN, Kind, Points, Span, Vary, combinations
 
 Mode = Literal["evaluate", "train"]
@@ -141,9 +141,11 @@ WITHOUT_EXTRAS: dict[str, object] = {"lora_baselines": [], "generation": False}
 
 def with_settings(config: RunConfig, settings: Mapping[str, object]) -> RunConfig:
     """Return a configuration with other values by dotted key; raises InputError."""
-    flat = {key: value for key, value in config.model_dump(mode="json").items() if key not in ("device", "lora")}
-    flat |= {f"lora.{key}": value for key, value in config.lora.model_dump().items()}
-    flat |= {f"device.{key}": value for key, value in config.device.items()}
+    flat: dict[str, object] = {}
+    for key, value in config.model_dump(mode="json").items():
+        flat |= (
+            {f"{key}.{part}": each for part, each in value.items()} if key in (*SECTIONS, "device") else {key: value}
+        )
     return load_config(None, flat | dict(settings))
 
 
@@ -198,8 +200,8 @@ def _resolve(vary: Vary, mode: Mode) -> Key:
         raise InputError("cannot be varied", where=where, remedy=f"repeat each point with {_REPLICATED[name]}")
     if name in _NEVER:
         raise InputError("cannot be varied", where=where, remedy=_NEVER[name])
-    lora = {f"lora.{key}" for key in LoraSettings.model_fields}
-    run = (set(RunConfig.model_fields) - {"lora"}) | lora
+    parts = {f"{section}.{key}" for section, settings in SECTIONS.items() for key in settings.model_fields}
+    run = (set(RunConfig.model_fields) - set(SECTIONS)) | parts
     if name in run:
         if mode == "evaluate" and name not in ON_THE_DEVICE:
             raise InputError(

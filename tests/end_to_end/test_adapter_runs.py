@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from device_models import InputError
-from fllm.config import LoraSettings, RunConfig, load_config
+from fllm.config import RunConfig, load_config
 from fllm.model.adapters import adapter_digest, read_adapter
 from fllm.model.identity import FILE
 from fllm.observer import Observer
 from fllm.results import read_result
 from fllm.runs import RunResult, resume, run
+from fllm.sections import LoraSettings
 from tests.end_to_end.conftest import Said
 from tests.end_to_end.stopping import StopsAfter, interrupt
 from tests.fllm.small import SHIPPED, SHORT, copied, edit_json

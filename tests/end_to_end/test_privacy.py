@@ -21,7 +21,7 @@ import pytest
 from torch import Tensor
 
 from fllm import cli
-from fllm.config import CueSettings, RunConfig
+from fllm.config import RunConfig
 from fllm.data import FIELDS, build_note, diagnosis_corpus, load_cohort, write_cohort
 from fllm.data.cdm_files import COLUMNS
 from fllm.data.corpus import note_text
@@ -30,6 +30,7 @@ from fllm.federation.task import Hospital, Update
 from fllm.observer import Observer
 from fllm.preparation import prepare
 from fllm.results import read_result
+from fllm.sections import CueSettings
 from tests.end_to_end.conftest import Said
 from tests.fllm.small import (
     CANARY,

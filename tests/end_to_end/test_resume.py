@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from peft import PeftModel
 import fllm.runs
 from device_models import InputError
 from fllm import cli
+from fllm.checkpoints import load_checkpoint, save_checkpoint
 from fllm.config import RunConfig
 from fllm.data import write_cohort
 from fllm.model.adapters import adapter_digest, read_adapter
@@ -32,6 +34,7 @@ def assert_same_end(folder: Path, finished: RunResult) -> None:
         assert (folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
     assert record["rounds"] == json.loads(json.dumps(finished.result["rounds"]))
     assert not (folder / "adapter.next").exists()
+    assert not (folder / "state").exists()
     ours, theirs = record["final"], finished.result["final"]
     for key in set(theirs) - {"wall_seconds", "peak_memory_bytes"}:
         assert ours[key] == theirs[key], key
@@ -152,11 +155,54 @@ def test_completed_run_is_not_resumed(finished: RunResult) -> None:
         resume(finished.folder)
 
 
-def test_adapter_that_is_gone_or_changed_is_refused(interrupted: Path, tmp_path: Path) -> None:
+def test_published_adapter_is_put_back(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
+    """It is for the user; runs go on from their checkpoint."""
     folder = copied(interrupted, tmp_path / "run")
     shutil.rmtree(folder / "adapter")
-    with pytest.raises(InputError, match="gone or changed"):
+    resume(folder)
+    assert_same_end(folder, finished)
+
+
+def test_checkpoint_that_is_gone_is_refused(interrupted: Path, tmp_path: Path) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+    shutil.rmtree(folder / "state")
+    before = (folder / "result.json").read_bytes()
+    with pytest.raises(InputError, match="the checkpoint of round 1 is gone"):
         resume(folder)
+    assert (folder / "result.json").read_bytes() == before
+
+
+def test_checkpoint_of_another_run_is_refused(interrupted: Path, tmp_path: Path) -> None:
+    folder = copied(interrupted, tmp_path / "run")
+    whole = load_checkpoint(folder, 1)
+    save_checkpoint(folder, replace(whole, adapter={name: 2 * tensor for name, tensor in whole.adapter.items()}))
+    with pytest.raises(InputError, match="of another run"):
+        resume(folder)
+
+
+def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(finished: RunResult, tmp_path: Path) -> None:
+    folder = interrupt(RunConfig(**TINY), tmp_path, StopsAfter(2))
+    (damaged,) = (folder / "state" / "round-00002").glob("adapter*")
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match=r"round 2 is damaged.*--from-round 1"):
+        resume(folder)
+    with pytest.raises(InputError, match="no such round"):
+        resume(folder, from_round=3)
+    resume(folder, from_round=1)
+    assert_same_end(folder, finished)
+
+
+ADAPTIVE = {"strategy": {"kind": "fedadam"}, "optimiser": "sgd", "learning_rate": 1.0, "lora_baselines": []}
+
+
+def test_moments_of_the_server_are_kept(tmp_path: Path) -> None:
+    config = RunConfig(**TINY | ADAPTIVE)
+    whole = run(config, out=tmp_path, name="whole")
+    folder = interrupt(config, tmp_path, StopsAfter(1))
+    resume(folder)
+    assert_same_end(folder, whole)
 
 
 @pytest.mark.parametrize(("what", "key"), [("model", "sha256"), ("device", "file_sha256")])

@@ -11,16 +11,16 @@ from flwr.app import Context, RecordDict
 from torch import Tensor
 
 from device_models import InputError
-from fllm.config import LoraSettings, RunConfig
+from fllm.config import RunConfig
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, make_server_app
-from fllm.federation.strategy import fedavg
+from fllm.federation.server_app import Round, Start, make_server_app
 from fllm.lora_baselines import lora_baseline
 from fllm.model.adapters import adapter_digest, get_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
 from fllm.outcome import evaluate_everywhere
 from fllm.preparation import Prepared, prepare
+from fllm.sections import LoraSettings, StrategySettings
 from tests.fllm.small import SHORT
 
 Adapter = dict[str, Tensor]
@@ -51,9 +51,8 @@ def one_round(prepared: Prepared) -> tuple[Round, InProcessGrid]:
     outcomes: list[Round] = []
     clients = prepared.config.num_clients
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), clients)
-    server = make_server_app(
-        fedavg(clients), get_adapter(prepared.model), first_round=1, last_round=1, on_round=outcomes.append
-    )
+    start = Start(get_adapter(prepared.model))
+    server = make_server_app(StrategySettings(), start, clients=clients, last_round=1, on_round=outcomes.append)
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     return outcomes[0], grid
 

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from fllm.federation.client_app import COUNT_PREFIX, TOKENS, count_metrics, counts_of, make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, make_server_app
-from fllm.federation.strategy import fedavg, sum_or_mean
+from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
+from fllm.federation.strategy import make_strategy, sum_or_mean
 from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest, get_adapter
 from fllm.preparation import Prepared
+from fllm.sections import StrategySettings
 from hwsim import EventCounts
 from hwsim.events import EVENTS
 from tests.fllm.small import CANARY
 
+FEDAVG = StrategySettings()
 START = {"a.lora_A.weight": torch.zeros(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
 
 
@@ -33,7 +35,8 @@ class FakeHospital:
         self.partition, self.examples, self.act = partition, examples, act
         self.received: list[tuple[str, int]] = []
 
-    def train(self, adapter: Mapping[str, Tensor], server_round: int) -> Update:
+    def train(self, adapter: Mapping[str, Tensor], server_round: int, *, proximal_mu: float = 0.0) -> Update:
+        del proximal_mu
         self.received.append((adapter_digest(dict(adapter)), server_round))
         made = torch.Generator().manual_seed(self.partition)
         update = {name: tensor + torch.randn(tensor.shape, generator=made) for name, tensor in adapter.items()}
@@ -56,7 +59,7 @@ def play(
 ) -> tuple[list[Round], InProcessGrid]:
     outcomes: list[Round] = []
     engine = grid(make_client_app(hospitals.__getitem__), len(hospitals))  # type: ignore[arg-type]
-    server = make_server_app(fedavg(len(hospitals)), START, first_round=1, last_round=rounds, on_round=outcomes.append)
+    server = make_server_app(FEDAVG, Start(START), clients=len(hospitals), last_round=rounds, on_round=outcomes.append)
     server(engine, Context(1, 0, {}, RecordDict(), {}))
     return outcomes, engine
 
@@ -238,7 +241,7 @@ def test_order_of_replies_changes_no_bit(grid: type[InProcessGrid]) -> None:
 
 def test_summing_in_the_given_order_would_change_bits() -> None:
     """The test above can fail: FedAvg itself adds in the order of the replies."""
-    strategy, contents = fedavg(4), []
+    strategy, contents = make_strategy(FEDAVG, 4), []
     for hospital in healthy():
         update = hospital.train(START, 1)
         metrics = MetricRecord({"num-examples": update.examples, "partition-id": hospital.partition})
@@ -285,7 +288,7 @@ def test_no_client_can_change_what_others_receive() -> None:
 
     grid = InProcessGrid(greedy, 4)  # type: ignore[arg-type]
     outcomes: list[Round] = []
-    server = make_server_app(fedavg(4), START, first_round=1, last_round=2, on_round=outcomes.append)
+    server = make_server_app(FEDAVG, Start(START), clients=4, last_round=2, on_round=outcomes.append)
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     assert seen == [set(START)] * 8
     assert [outcome.failures for outcome in outcomes] == [(), ()]
@@ -303,7 +306,7 @@ def test_real_reply_holds_the_adapter_and_numbers_alone(prepared: Prepared) -> N
 
     grid = Listening(make_client_app(prepared.hospitals.__getitem__), len(prepared.hospitals))
     adapter = get_adapter(prepared.model)
-    server = make_server_app(fedavg(3), adapter, first_round=1, last_round=1, on_round=lambda _: None)
+    server = make_server_app(FEDAVG, Start(adapter), clients=3, last_round=1, on_round=lambda _: None)
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     assert len(seen) == 3
     for partition, reply in enumerate(seen):

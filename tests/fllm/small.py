@@ -16,13 +16,13 @@ from torch import Tensor
 
 import fllm
 from device_models import load_device
-from fllm.config import LoraSettings
 from fllm.data import write_cohort
 from fllm.data.cdm_files import COLUMNS, OUTCOMES
 from fllm.model.adapters import attach_adapter
 from fllm.model.base import SHIPPED as NAME
 from fllm.model.base import load_model
 from fllm.model.identity import AdapterIdentity, BaseIdentity, DeviceIdentity
+from fllm.sections import LoraSettings
 
 SHIPPED = Path(fllm.__file__).parent / "model" / "assets" / NAME
 IDENTITY = AdapterIdentity(

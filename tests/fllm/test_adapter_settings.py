@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from device_models import InputError, load_device
-from fllm.config import LoraSettings
 from fllm.model.adapters import (
     adapter_digest,
     attach_adapter,
@@ -27,6 +26,7 @@ from fllm.model.adapters import (
     whole_adapter,
 )
 from fllm.model.base import load_model
+from fllm.sections import LoraSettings
 from hwsim import emulate, gain_cell_layers
 from tests.fllm.small import IDENTITY, NAME, SHIPPED, fresh_model, logits, scrambled
 

@@ -11,7 +11,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from device_models import InputError
-from fllm.config import LoraSettings
 from fllm.model.adapters import (
     adapter_digest,
     attach_adapter,
@@ -20,6 +19,7 @@ from fllm.model.adapters import (
     save_adapter,
     set_adapter,
 )
+from fllm.sections import LoraSettings
 from hwsim import BitLinear
 from tests.fllm.small import IDENTITY, adapted_model, fresh_model, logits, scrambled
 

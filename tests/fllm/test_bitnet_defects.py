@@ -24,10 +24,10 @@ from transformers.integrations.bitnet import AutoBitLinear, WeightQuant
 from transformers.trainer_utils import validate_quantization_for_training
 
 from device_models import InputError, load_device
-from fllm.config import LoraSettings
 from fllm.model.adapters import attach_adapter, get_adapter, set_adapter
 from fllm.model.checkpoints import WEIGHTS, load_causal_lm, write_packed
 from fllm.model.checkpoints.conversion import frozen_weight, ternarise
+from fllm.sections import LoraSettings
 from hwsim import BitLinear, emulate
 from hwsim.linear import OnArrays, TokenPlaces
 from hwsim.randomness import keyed

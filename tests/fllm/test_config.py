@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from device_models import InputError
-from fllm.config import CueSettings, RunConfig, load_config, parse_setting, validate_config
+from fllm.config import SECTIONS, RunConfig, load_config, parse_setting, validate_config
 from fllm.data.prompts import Cues
+from fllm.sections import CueSettings
 from tests.fllm.small import OUTCOME_NAMES
 
 RUN_FILES = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
@@ -94,6 +95,8 @@ def test_unknown_key_names_the_nearest(tree: dict[str, Any], named: str) -> None
         ("device", "readout.bits"),
         ("fields", "history"),
         ("lora", 8),
+        ("strategy", "fedadam"),
+        ("optimiser", "adam"),
         ("token_period", 10),
         ("task", "diagnose"),
         ("data_files", "notes.csv"),
@@ -172,6 +175,12 @@ TEXT: dict[str, Any] = {"task": "text", "data_files": ["notes.txt"]}
         (TABLE | {"split": "column"}, "split_column"),
         ({"calibration": "temperature"}, "validation_fraction"),
         ({"calibration": "temperature", "split": "kfold"}, "validation_fraction"),
+        ({"strategy": {"kind": "fedavg", "server_learning_rate": 0.1}}, "belongs to fedavgm, fedadam, fedyogi"),
+        ({"strategy": {"proximal_mu": 0.1}}, "has no effect with fedavg"),
+        ({"strategy": {"kind": "krum", "keep": 3}}, "belongs to multikrum"),
+        ({"strategy": {"kind": "trimmed_mean"}}, "would cut off none"),
+        ({"strategy": {"kind": "krum"}}, "n >= 2 f + 3"),
+        ({"strategy": {"kind": "multikrum", "keep": 5}, "num_clients": 5}, "the 4 clients that are not malicious"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line_with_the_remedy(tree: dict[str, Any], named: str) -> None:
@@ -185,6 +194,8 @@ def test_settings_that_do_not_go_together_are_one_line_with_the_remedy(tree: dic
         TABLE | {"generation": True, "calibration": "content_free", "partition": "dirichlet"},
         TEXT | {"split": "kfold", "partition": "iid"},
         {"split": "lacdm", "calibration": "temperature"},
+        {"strategy": {"kind": "fedadam", "server_learning_rate": 0.01, "tau": 1e-4}, "optimiser": "sgd"},
+        {"strategy": {"kind": "multikrum", "malicious": 2, "keep": 5}, "num_clients": 7},
         {"calibration": "temperature", "validation_fraction": 0.1},
         {"split": "kfold", "calibration": "temperature", "validation_fraction": 0.1, "partition": "age"},
     ],
@@ -307,4 +318,7 @@ def test_default_run_file_is_complete_and_says_the_defaults() -> None:
     if file is None:
         pytest.skip("no default.yaml")
     assert load_config(file) == RunConfig()
-    assert set(read_yaml(file)) == set(RunConfig.model_fields)
+    tree = read_yaml(file)
+    assert set(tree) == set(RunConfig.model_fields)
+    for section, settings in SECTIONS.items():
+        assert set(tree[section]) == set(settings.model_fields)

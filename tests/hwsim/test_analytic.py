@@ -10,8 +10,8 @@ import torch
 import transformers as hf
 
 from device_models import DeviceModel, InputError, load_device
-from fllm.config import LoraSettings
 from fllm.model.adapters import attach_adapter
+from fllm.sections import LoraSettings
 from hwsim import EventCounts, emulate
 from hwsim.analytic import analytic_events
 from hwsim.events import EVENTS

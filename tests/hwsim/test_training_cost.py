@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -74,6 +74,17 @@ def by_hand(steps: int = 5) -> TrainingEvents:
 
 def test_tiny_llama_by_hand() -> None:
     assert of(forward()) == by_hand()
+
+
+def test_sgd_keeps_no_moments() -> None:
+    found = training_events(
+        forward(), DEVICE, steps=3, trained_parameters=TRAINED, frozen_weights=FROZEN, optimiser="sgd"
+    )
+    assert (found.optimiser_operations, found.optimiser_bits) == (2 * 3 * TRAINED, 3 * 32 * 3 * TRAINED)
+    adam = training_events(forward(), DEVICE, steps=3, trained_parameters=TRAINED, frozen_weights=FROZEN)
+    assert replace(adam, optimiser_operations=0, optimiser_bits=0) == replace(
+        found, optimiser_operations=0, optimiser_bits=0
+    )
 
 
 def test_no_steps_no_optimiser() -> None:

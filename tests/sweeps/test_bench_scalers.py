@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fllm.config import LoraSettings, RunConfig
+from fllm.config import RunConfig
 from fllm.preparation import device_of
 from fllm.runs import RunResult, run
+from fllm.sections import LoraSettings
 from fllm.sweeps.bench import Held, Worker
 from fllm.sweeps.plan import with_settings
 from fllm.sweeps.record import stored_digest

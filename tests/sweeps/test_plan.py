@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import fllm.sweeps.plan
 from device_models import InputError, load_device
 from device_models.loading import key_units, preset_folder, preset_names
-from fllm.config import CueSettings, LoraSettings, RunConfig, load_config
+from fllm.config import SECTIONS, RunConfig, load_config
 from fllm.model.identity import AdapterIdentity, write_identity
+from fllm.sections import CueSettings, LoraSettings, StrategySettings
 from fllm.sweeps.design import Vary
 from fllm.sweeps.plan import MANY_POINTS, ON_THE_DEVICE, Key, Plan, base_values, with_settings
 from tests.sweeps.small import SMALLEST, make
@@ -41,6 +42,7 @@ from tests.sweeps.small import settings as settings_of
         ("evaluate_only=true", "--vary evaluate_only: cannot be varied; use --mode evaluate"),
         ("device={}", "--vary device: cannot be varied; name a key of the device, such as retention.tau"),
         ("lora={}", "unknown key"),
+        ("cues={}", "unknown key"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["evaluate", "train"])
@@ -51,7 +53,11 @@ def test_key_that_cannot_be_varied_is_refused(text: str, message: str, mode: str
 
 
 @pytest.mark.parametrize(
-    "key", sorted({*RunConfig.model_fields, "lora.r"} - {"device", "lora", "dies", "seed", "threads", "evaluate_only"})
+    "key",
+    sorted(
+        {*RunConfig.model_fields, "lora.r", "cues.mask", "strategy.kind"}
+        - {*SECTIONS, "device", "dies", "seed", "threads", "evaluate_only"}
+    ),
 )
 def test_keys_of_training_belong_to_mode_train(key: str) -> None:
     value = {"device_model": "ideal", "token_period": "1 us", "adaptation": "two_step"}.get(key, "3")
@@ -352,7 +358,9 @@ OTHER: dict[str, Any] = {
     "num_rounds": 2, "batch_size": 3, "local_steps": 5, "learning_rate": 1e-4, "note_loss": 0.5,
     "lora": LoraSettings(
         r=2, alpha=3.0, dropout=0.1, targets=("q_proj",), rslora=True, freeze_a=True, train_scalers=True
-    ), "network": "5g", "dies": 3, "seed": 9, "threads": 1,
+    ),
+    "strategy": StrategySettings(kind="fedmedian"),
+    "optimiser": "sgd", "network": "5g", "dies": 3, "seed": 9, "threads": 1,
 }  # fmt: skip
 """Of every key of the diagnosis another value than the default."""
 TABLE: dict[str, Any] = {
@@ -397,9 +405,10 @@ def test_run_that_only_evaluates_is_no_base_of_a_sweep() -> None:
 
 
 DOTTED = {
-    **{key: value for key, value in OTHER.items() if key not in ("lora", "device", "cues")},
+    **{key: value for key, value in OTHER.items() if key not in (*SECTIONS, "device")},
     **{f"cues.{key}": value for key, value in OTHER["cues"].model_dump().items()},
     **{f"lora.{key}": value for key, value in OTHER["lora"].model_dump().items()},
+    "strategy.kind": "fedmedian",
     **{f"device.{key}": value for key, value in OTHER["device"].items()},
 }
 
