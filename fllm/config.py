@@ -80,6 +80,8 @@ class RunConfig(Strict):
             text are subtracted), or ``temperature`` (fitted on the validation cases).
         generation: Whether the last model also writes its answers, scored by the published rules.
         network: Link of every client: ``lan``, ``wifi``, ``5g``, or a file of that form; prices the bytes sent.
+        training_chips: Where clients train: ``own``, each on the chip that it has; ``new``, each on another in every
+            round, so that no client can be told by its chip; ``design``, on the device without a chip's deviations.
         dies: Chips, none of them a hospital's, on which each round's model is evaluated.
         seed: Decides everything random.
         threads: CPU threads; equal results are promised for equal numbers of threads.
@@ -127,6 +129,7 @@ class RunConfig(Strict):
     calibration: Literal["none", "content_free", "temperature"] = "none"
     generation: StrictBool = False
     network: str = "lan"
+    training_chips: Literal["own", "new", "design"] = "own"
     dies: Count = 1
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     threads: Count = 2

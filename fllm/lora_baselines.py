@@ -19,7 +19,7 @@ from fllm.evaluation import Scores, bootstrap_interval, over_dies, scores_facts
 from fllm.federation.task import Hospital
 from fllm.model.adapters import get_adapter, set_adapter
 from fllm.outcome import Evaluation, evaluate_everywhere
-from fllm.preparation import Prepared, hospital_die, make_hospital
+from fllm.preparation import Prepared, make_hospital
 
 NAMES = {"centralised": "LoRA, centralised", "local": "LoRA, each client alone"}
 """Kind of baseline -> its name in reports."""
@@ -57,10 +57,9 @@ def lora_baseline(kind: str, prepared: Prepared, on_stage: Callable[[str], None]
 def _pooled(prepared: Prepared) -> Hospital:
     """Return one client that holds all training cases, on a chip of its own."""
     config, hospitals = prepared.config, prepared.hospitals
-    chip = hospital_die(config, prepared.device, len(hospitals))
     training = replace(hospitals[0].training, steps=pooled_steps(config))
     prompts = prepared.encoded.of(prepared.cases.split.train)
-    return make_hospital(len(hospitals), prompts, prepared.bench, chip, training)
+    return make_hospital(len(hospitals), prompts, prepared.bench, prepared.device, training)
 
 
 def pooled_steps(config: RunConfig) -> int:

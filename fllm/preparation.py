@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,6 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     _check_prompts(cases, encoded)
     observer.stage("scoring the baselines")
     period_s = bench.loaded.placing.token_period_s
-    chips = [hospital_die(config, device, index) for index in range(len(cases.clients))]
     dies = [evaluation_die(config, device, number) for number in range(config.dies)]
     idle = idle_effects(device, die=True, noise=True, token_period_s=period_s)
     record = {
@@ -147,7 +145,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         "seeds": {
             "run": config.seed,
             "cohort": config.seed,
-            "client_dies": [chip.seed for chip in chips],
+            "client_dies": own_chips(config, device, len(cases.clients)),
             "evaluation_dies": [die.seed for die in dies],
         },
         "environment": environment(config),
@@ -171,8 +169,8 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
     built = _one_token(bench.model, bench.pad_id)
     hospitals = [
-        make_hospital(index, encoded.of(client.train), bench, chip, _local_training(config))
-        for index, (client, chip) in enumerate(zip(cases.clients, chips, strict=True))
+        make_hospital(index, encoded.of(client.train), bench, device, _local_training(config))
+        for index, client in enumerate(cases.clients)
     ]
     return Prepared(
         config, device, ideal_twin(device), cases, encoded, bench, held_out, hospitals, get_adapter(bench.model),
@@ -264,9 +262,22 @@ def token_period_of(config: RunConfig) -> float | str:
     return "auto" if config.token_period == "auto" else parse_quantity(config.token_period, "s")
 
 
-def hospital_die(config: RunConfig, device: DeviceModel, index: int) -> Die:
-    """Return the chip of a client; one index further is that of the client that holds all cases."""
-    return Die(seed_of(config.seed, "hospital's chip", index), device)
+def training_die(config: RunConfig, device: DeviceModel, index: int, server_round: int) -> Die | None:
+    """Return the chip that a client trains on in a round; None is the device as designed.
+
+    One index further than the last client's is that of the client that holds all cases.
+    """
+    if config.training_chips == "design":
+        return None
+    own = (config.seed, "hospital's chip", index)
+    return Die(seed_of(*own, server_round) if config.training_chips == "new" else seed_of(*own), device)
+
+
+def own_chips(config: RunConfig, device: DeviceModel, clients: int) -> list[int]:
+    """Return the seeds of the clients' own chips, if that is where they train."""
+    if config.training_chips != "own":
+        return []
+    return [die.seed for i in range(clients) if (die := training_die(config, device, i, 0)) is not None]
 
 
 def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
@@ -274,12 +285,18 @@ def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
     return Die(seed_of(config.seed, "die of evaluation", number), device)
 
 
-def make_hospital(index: int, prompts: list[Prompt], bench: Bench, chip: Die, training: LocalTraining) -> Hospital:
-    """Make one client: its prompts, and the shared model on its own chip."""
-    on_chip = partial(
-        emulate, bench.model, chip.device, die_seed=chip, token_period=bench.loaded.placing.token_period_s
-    )  # fmt: skip
-    return Hospital(index, prompts, bench.model, bench.answers, bench.pad_id, training, on_chip)
+def make_hospital(
+    index: int, prompts: list[Prompt], bench: Bench, device: DeviceModel, training: LocalTraining
+) -> Hospital:
+    """Make one client: its prompts, and the shared model on the chip that it trains on."""
+    own = training_die(bench.config, device, index, 0)  # keeps its deviations once they are drawn
+
+    def put_on_chip(server_round: int) -> None:
+        new = bench.config.training_chips == "new"
+        die = training_die(bench.config, device, index, server_round) if new else own
+        emulate(bench.model, device, die_seed=die, token_period=bench.loaded.placing.token_period_s)
+
+    return Hospital(index, prompts, bench.model, bench.answers, bench.pad_id, training, put_on_chip)
 
 
 def _local_training(config: RunConfig) -> LocalTraining:

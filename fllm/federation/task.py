@@ -85,7 +85,7 @@ class Hospital:
         answers: Token ids of each class; none for language modelling.
         pad_id: Padding token.
         training: Settings.
-        put_on_chip: Puts the model on this hospital's own chip; None leaves it where it is.
+        put_on_chip: Puts the model on the chip that this hospital trains on in a round; None leaves it where it is.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Hospital:
         answers: Sequence[Sequence[int]],
         pad_id: int,
         training: LocalTraining,
-        put_on_chip: Callable[[], object] | None = None,
+        put_on_chip: Callable[[int], object] | None = None,
     ) -> None:
         self.put_on_chip = put_on_chip
         self.partition, self.prompts, self.model = partition, prompts, model
@@ -114,7 +114,7 @@ class Hospital:
         model, training = self.model, self.training
         set_adapter(model, adapter)
         if self.put_on_chip is not None:
-            self.put_on_chip()
+            self.put_on_chip(server_round)
         model.train()
         weights = [p for p in model.parameters() if p.requires_grad]
         first = [p.detach().clone() for p in weights] if proximal_mu else []

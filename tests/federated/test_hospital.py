@@ -7,20 +7,23 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import log_softmax
 
 import fllm.federation.task
+from fllm.config import RunConfig
 from fllm.evaluation import Prompt
 from fllm.federation.task import Hospital, LocalTraining, label_of
 from fllm.model.adapters import adapter_digest, get_adapter, set_adapter
-from fllm.preparation import Prepared
+from fllm.observer import Observer
+from fllm.preparation import Prepared, prepare
 from hwsim import emulate
 from hwsim.events import EVENTS
 from tests import tolerances
-from tests.fllm.small import scrambled
+from tests.fllm.small import SHORT, scrambled
 
 Adapter = dict[str, torch.Tensor]
 
@@ -158,6 +161,25 @@ def test_learning_rate_of_a_run_of_one_step_is_the_peak() -> None:
     assert LocalTraining(1, 1, 2.0, 0.0, 1, 0).rate(1, 1) == 2.0
 
 
+# Where it trains.
+
+
+@pytest.mark.parametrize(("where", "chips"), [("own", 3), ("new", 6), ("design", 1)])
+def test_chips_of_training(where: Any, chips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three clients in two rounds; the chips of evaluation are never among them."""
+    prepared = prepare(RunConfig(**SHORT | {"num_clients": 3, "training_chips": where}), Observer())
+    used: list[Any] = []
+    monkeypatch.setattr("fllm.preparation.emulate", lambda *_, die_seed, **__: used.append(die_seed))
+    for server_round in (1, 2):
+        for hospital in prepared.hospitals:
+            assert hospital.put_on_chip is not None
+            hospital.put_on_chip(server_round)
+    seeds = [None if die is None else die.seed for die in used]
+    assert len(set(seeds)) == chips
+    assert not set(seeds) & {die.seed for die in prepared.dies}
+    assert prepared.record["seeds"]["client_dies"] == (seeds[:3] if where == "own" else [])
+
+
 # What moves an adapter.
 
 
@@ -196,7 +218,7 @@ def _on_the_ideal_device(prepared: Prepared) -> Iterator[None]:
     yield
     put_back = prepared.hospitals[0].put_on_chip
     assert put_back is not None
-    put_back()
+    put_back(1)
 
 
 def in_pieces(prepared: Prepared, piece: int, answers: list[list[int]] | None = None) -> Hospital:

@@ -97,6 +97,7 @@ def test_unknown_key_names_the_nearest(tree: dict[str, Any], named: str) -> None
         ("lora", 8),
         ("strategy", "fedadam"),
         ("optimiser", "adam"),
+        ("training_chips", "mine"),
         ("token_period", 10),
         ("task", "diagnose"),
         ("data_files", "notes.csv"),

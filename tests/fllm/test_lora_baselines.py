@@ -22,6 +22,7 @@ from fllm.outcome import Evaluation
 from fllm.preparation import Prepared, prepare
 from fllm.results import read_result
 from fllm.runs import Interrupted, resume, run
+from hwsim import Die
 from tests.fllm.small import SHORT, edit_json, file_of_text, scrambled
 
 TWO_ROUNDS = SHORT | {"num_rounds": 2, "num_clients": 2, "dies": 2}
@@ -135,13 +136,18 @@ def test_centralised_reads_all_training_cases_in_more_steps(prepared: Prepared, 
     assert len(centralised.read) == 2 * per_round * prepared.config.batch_size  # a pass goes on over the rounds
 
 
-def test_pooled_client_is_no_hospital(prepared: Prepared) -> None:
+def test_pooled_client_is_no_hospital(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds all training prompts and no other, and has a chip of its own."""
     pooled, first = fllm.lora_baselines._pooled(prepared), prepared.hospitals[0].training
     assert pooled.prompts == prepared.encoded.of(prepared.cases.split.train)
     assert sum(len(hospital.prompts) for hospital in prepared.hospitals) == len(pooled.prompts)
     assert replace(pooled.training, steps=first.steps) == first
-    chips = [hospital.put_on_chip.keywords["die_seed"].seed for hospital in (*prepared.hospitals, pooled)]  # type: ignore[union-attr]
+    used: list[Die] = []
+    monkeypatch.setattr("fllm.preparation.emulate", lambda *_, die_seed, **__: used.append(die_seed))
+    for hospital in (*prepared.hospitals, pooled):
+        assert hospital.put_on_chip is not None
+        hospital.put_on_chip(1)
+    chips = [die.seed for die in used]
     assert len(set(chips)) == 3
     assert not set(chips) & {die.seed for die in prepared.dies}
 

@@ -360,7 +360,7 @@ OTHER: dict[str, Any] = {
         r=2, alpha=3.0, dropout=0.1, targets=("q_proj",), rslora=True, freeze_a=True, train_scalers=True
     ),
     "strategy": StrategySettings(kind="fedmedian"),
-    "optimiser": "sgd", "network": "5g", "dies": 3, "seed": 9, "threads": 1,
+    "optimiser": "sgd", "training_chips": "new", "network": "5g", "dies": 3, "seed": 9, "threads": 1,
 }  # fmt: skip
 """Of every key of the diagnosis another value than the default."""
 TABLE: dict[str, Any] = {
