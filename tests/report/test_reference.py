@@ -13,7 +13,7 @@ from fllm.sweeps.table import columns_of
 
 ROOT = Path(__file__).parent.parent.parent
 REFERENCE = ROOT / "reports" / "reference"
-NAMES = ("default-run", "presets", "tau-bits")
+NAMES = ("default-run", "linear-adc", "presets", "tau-bits")
 SEEDS = "all-fields"
 """Five runs that differ in the seed alone, and their comparison."""
 SUMS = "SHA256SUMS"
@@ -88,7 +88,7 @@ def test_federation_beats_each_hospital_alone_on_all_fields() -> None:
 def test_tables_of_the_references_agree_with_their_results() -> None:
     run = read_result(REFERENCE / "default-run" / "result.json")
     assert (REFERENCE / "default-run" / "rounds.csv").read_text(encoding="utf-8") == rounds_csv(run)
-    for name in ("presets", "tau-bits"):
+    for name in ("linear-adc", "presets", "tau-bits"):
         result = read_result(REFERENCE / name / "result.json")
         lines = (REFERENCE / name / "table.csv").read_text(encoding="utf-8").splitlines()
         assert lines[0] == ",".join(columns_of([key["column"] for key in result["keys"]]))
