@@ -158,6 +158,8 @@ class RunConfig(Strict):
         if self.split == "column" and self.task == "csv" and self.split_column is None:
             raise ValueError("the split column needs split_column, the name of the table's column")
         self.strategy.check_clients(self.num_clients)
+        if self.strategy.factors == "svd" and self.lora.freeze_a:
+            raise ValueError("lora.freeze_a leaves A as it is, and strategy.factors: svd changes it; take one of them")
         if self.calibration == "temperature" and self.split in ("holdout", "kfold") and not self.validation_fraction:
             raise ValueError("a temperature is fitted on validation cases: set validation_fraction above 0")
         return self

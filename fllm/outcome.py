@@ -58,7 +58,7 @@ def evaluate_everywhere(prepared: Prepared) -> Evaluation:
     return Evaluation(ideal, [first, *(on(die) for die in prepared.dies[1:])], counts)
 
 
-_OF_TRAINING = ("train_loss", "clients", "failures", "uplink_bytes", "downlink_bytes")
+_OF_TRAINING = ("train_loss", "clients", "failures", "aggregation_error", "uplink_bytes", "downlink_bytes")
 """What a round says of training; absent where nothing is trained."""
 
 
@@ -71,6 +71,7 @@ def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Roun
         "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
         "clients": outcome.clients if outcome else 0,
         "failures": list(outcome.failures) if outcome else [],
+        "aggregation_error": outcome.aggregation_error if outcome else None,
         "uplink_bytes": 0,
         "downlink_bytes": 0,
         "tokens": counts.tokens,

@@ -34,7 +34,7 @@ _RESULT = "the result.json of a run or a sweep"
 _LISTS = {None: ("rounds",), SWEEP: ("keys", "points", "rows", "adapters")}
 
 # Column of rounds.csv -> where its number lies in a round. Ratios and counts have no unit; all else carries it.
-# energy_j is that of forward passes; the last three are all of training, in three places that are not one system.
+# energy_j is that of forward passes; three more are all of training, in three places that are not one system.
 _ROUND_PATHS: dict[str, tuple[str, ...]] = {
     "round": ("round",),
     "clients": ("clients",),
@@ -58,6 +58,7 @@ _ROUND_PATHS: dict[str, tuple[str, ...]] = {
     "energy_arrays_j": ("training", "lines_j", "arrays", "nominal"),
     "energy_digital_accelerator_j": ("training", "lines_j", "digital accelerator", "nominal"),
     "energy_network_j": ("training", "lines_j", "network", "nominal"),
+    "aggregation_error": ("aggregation_error",),
 }
 
 ROUND_COLUMNS: tuple[str, ...] = tuple(_ROUND_PATHS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+from peft import PeftModel
+from torch import Tensor
 
 from device_models import InputError
 from fllm.accounting import training_of
@@ -147,12 +149,12 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
     """Run the rounds that are missing, writing the state after each."""
     record, config, model = prepared.record, prepared.config, prepared.model
     finished = sum(row["round"] > 0 for row in record["rounds"])
-    start = Start(get_adapter(model))
+    start = Start(get_adapter(model), frozen=_frozen(model))
     if finished:
         checkpoint = _checkpoint(folder, record["rounds"][-1])
         set_adapter(model, checkpoint.adapter)
         _publish(prepared, folder)
-        start = Start(get_adapter(model), finished + 1, checkpoint.strategy)
+        start = replace(start, adapter=get_adapter(model), first_round=finished + 1, strategy_state=checkpoint.strategy)
     observer.stage("evaluating the model")
     scores = evaluate_everywhere(prepared)
     if not record["rounds"]:
@@ -226,6 +228,12 @@ def _checkpoint(folder: Path, row: dict[str, Any]) -> Checkpoint:
     if adapter_digest(found.adapter) != row["adapter_sha256"]:
         raise InputError("the checkpoint of the last round is of another run", where=str(folder))
     return found
+
+
+def _frozen(model: PeftModel) -> dict[str, Tensor]:
+    """Return the tensors of the adapter that are not sent."""
+    sent = get_adapter(model)
+    return {name: tensor for name, tensor in whole_adapter(model).items() if name not in sent}
 
 
 def _publish(prepared: Prepared, folder: Path) -> None:

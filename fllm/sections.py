@@ -57,6 +57,8 @@ class StrategySettings(Strict):
             (Hsu 2019: momentum), ``fedadam`` or ``fedyogi`` (Reddi 2021: adaptive rates at the server; let clients
             train by ``optimiser: sgd``), ``fedmedian`` or ``trimmed_mean`` (Yin 2018, of each number), ``krum`` or
             ``multikrum`` (Blanchard 2017: the updates closest to the others).
+        factors: What is averaged of low-rank adapters: ``average`` takes the means of A and of B, which is not the mean
+            of their products; ``svd`` sends the factors of the adapters' rank whose product is closest to that mean.
         server_learning_rate: Of ``fedavgm``, ``fedadam`` and ``fedyogi``; None is 1 for the first, where that is
             plain momentum, and 0.01 for the others, where it falls linearly over the rounds to a tenth.
         server_momentum: Of ``fedavgm``.
@@ -72,6 +74,7 @@ class StrategySettings(Strict):
     kind: Literal[
         "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "trimmed_mean", "krum", "multikrum"
     ] = "fedavg"
+    factors: Literal["average", "svd"] = "average"
     server_learning_rate: Annotated[StrictFloat, Field(gt=0)] | None = None
     server_momentum: Share = 0.9
     beta_1: Share = 0.9
@@ -104,6 +107,7 @@ class StrategySettings(Strict):
 
 
 _READ_BY: dict[str, tuple[str, ...]] = {
+    "factors": ("fedavg", "fedprox"),
     "server_learning_rate": ("fedavgm", "fedadam", "fedyogi"),
     "server_momentum": ("fedavgm",),
     "beta_1": ("fedadam", "fedyogi"),

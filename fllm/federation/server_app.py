@@ -11,8 +11,10 @@ from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fllm.federation.products import Products
 from fllm.federation.strategy import (
     WEIGHT_KEY,
+    averages,
     make_strategy,
     restore_state,
     set_server_rate,
@@ -34,6 +36,8 @@ class Round:
         metrics: Sums and means over clients whose update was sound, used or not: their work was done.
         clients: Clients whose update was sound.
         failures: Reasons of the others.
+        aggregation_error: Relative distance of the averaged adapter from the average of the clients' products B A;
+            None where nothing is averaged.
     """
 
     number: int
@@ -41,6 +45,7 @@ class Round:
     metrics: MetricRecord
     clients: int
     failures: tuple[str, ...]
+    aggregation_error: float | None = None
     strategy_state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -56,11 +61,13 @@ class Start:
         adapter: Tensors that the first round starts from.
         first_round: First round to run, above 1 when resumed.
         strategy_state: What the strategy carried out of the round before.
+        frozen: Tensors of the adapter that are not sent, as all clients have them.
     """
 
     adapter: Mapping[str, Tensor]
     first_round: int = 1
     strategy_state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def make_server_app(
@@ -92,11 +99,15 @@ def make_server_app(
                     f"round {number}: no client sent a usable update ({', '.join(sorted(set(failures)))})"
                 )
             metrics = sum_or_mean([reply.content for reply in replies], WEIGHT_KEY)  # a strategy may drop some clients'
+            products = Products.of(replies, start.frozen)  # some strategies empty the replies
             merged, _ = strategy.aggregate_train(number, replies)
             assert merged is not None  # there were replies
             # Some strategies return float64, which would double what is sent from the second round on
-            arrays = ArrayRecord({name: tensor.float() for name, tensor in merged.to_torch_state_dict().items()})
-            adapter = dict(arrays.to_torch_state_dict())
-            on_round(Round(number, adapter, metrics, len(replies), tuple(failures), state_of(strategy)))
+            adapter = {name: tensor.float() for name, tensor in merged.to_torch_state_dict().items()}
+            if settings.factors == "svd":
+                adapter |= products.best()
+            error = products.error_of(adapter if settings.factors == "svd" else None) if averages(settings) else None
+            arrays = ArrayRecord(adapter)
+            on_round(Round(number, adapter, metrics, len(replies), tuple(failures), error, state_of(strategy)))
 
     return app

@@ -78,6 +78,11 @@ def make_strategy(settings: StrategySettings, num_clients: int) -> FedAvg:
             return MultiKrum(**everybody, num_malicious_nodes=settings.malicious, num_nodes_to_select=keep)
 
 
+def averages(settings: StrategySettings) -> bool:
+    """Say whether a strategy averages adapters, or steps from such an average."""
+    return settings.kind in ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi")
+
+
 def _peak_rate(settings: StrategySettings) -> float:
     return 0.01 if settings.server_learning_rate is None else settings.server_learning_rate
 

@@ -87,15 +87,19 @@ def accuracy_table(result: Mapping[str, Any]) -> Table:
 def rounds_table(result: Mapping[str, Any]) -> Table:
     """One row per round: learning, both devices, communication, modelled energy and latency."""
     accuracy, classes = accuracy_name(result), kind_of(result) != LANGUAGE
+    averaged = any(row.get("aggregation_error") is not None for row in result["rounds"])
     columns = ("Round", "Training loss [nat]", f"{accuracy}, ideal", f"{accuracy}, hardware",
                *(("Macro-F1, ideal", "Macro-F1, hardware") if classes else ()),
-               "Perplexity, ideal", "Perplexity, hardware", "Uplink", "Downlink", "Tokens",
+               "Perplexity, ideal", "Perplexity, hardware", *(("Averaging error",) if averaged else ()),
+               "Uplink", "Downlink", "Tokens",
                "Energy, forward passes", "Energy per token", "Latency per token")  # fmt: skip
-    rows = [_round_row(row, classes=classes) for row in result["rounds"]]
+    rows = [_round_row(row, classes=classes, averaged=averaged) for row in result["rounds"]]
     caption = (
         "All rounds; ± is the standard deviation over dies; energy is that of the forward passes of training, arrays "
         "and digital accelerator together"
     )
+    if averaged:
+        caption += "; averaging error is how far the averaged adapter is from the average of the clients' products B A"
     return Table(
         caption,
         columns,
@@ -159,8 +163,8 @@ def _standing_row(standing: Standing, second: str) -> Row:
     )
 
 
-def _round_row(row: Mapping[str, Any], *, classes: bool) -> Row:
-    """Write the cells of one round; macro-F1 only where there are classes."""
+def _round_row(row: Mapping[str, Any], *, classes: bool, averaged: bool) -> Row:
+    """Write the cells of one round; macro-F1 only where there are classes, the error where adapters are averaged."""
     hardware = row.get("hardware") or {}
 
     def over_dies(metric: str, *, fraction: bool = False) -> str:
@@ -175,6 +179,7 @@ def _round_row(row: Mapping[str, Any], *, classes: bool) -> Row:
         *((significant(value_at(row, "ideal", "macro_f1")), over_dies("macro_f1")) if classes else ()),
         significant(value_at(row, "ideal", "perplexity")),
         over_dies("perplexity"),
+        *((percent(row.get("aggregation_error")),) if averaged else ()),
         engineering(row.get("uplink_bytes"), "B"),
         engineering(row.get("downlink_bytes"), "B"),
         count(row.get("tokens")),

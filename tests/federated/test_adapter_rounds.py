@@ -14,6 +14,7 @@ from device_models import InputError
 from fllm.config import RunConfig
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
+from fllm.federation.factors import factors_of
 from fllm.federation.server_app import Round, Start, make_server_app
 from fllm.lora_baselines import lora_baseline
 from fllm.model.adapters import adapter_digest, get_adapter, set_adapter, whole_adapter
@@ -45,16 +46,21 @@ def with_scalers() -> Prepared:
     return prepared_with(r=4, train_scalers=True)
 
 
-def one_round(prepared: Prepared) -> tuple[Round, InProcessGrid]:
-    """Run a round of the federation from the adapter that the run begins with."""
+def one_round(
+    prepared: Prepared, strategy: StrategySettings | None = None, number: int = 1
+) -> tuple[Round, InProcessGrid]:
+    """Run rounds of the federation, mostly one, from the adapter that the run begins with; return the last."""
     set_adapter(prepared.model, prepared.first_adapter)
     outcomes: list[Round] = []
     clients = prepared.config.num_clients
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), clients)
-    start = Start(get_adapter(prepared.model))
-    server = make_server_app(StrategySettings(), start, clients=clients, last_round=1, on_round=outcomes.append)
+    sent, whole = get_adapter(prepared.model), whole_adapter(prepared.model)
+    start = Start(sent, frozen={name: tensor for name, tensor in whole.items() if name not in sent})
+    server = make_server_app(
+        strategy or StrategySettings(), start, clients=clients, last_round=number, on_round=outcomes.append
+    )
     server(grid, Context(1, 0, {}, RecordDict(), {}))
-    return outcomes[0], grid
+    return outcomes[-1], grid
 
 
 def test_frozen_a_halves_what_is_sent_both_ways(plain: Prepared, frozen: Prepared) -> None:
@@ -91,6 +97,30 @@ def test_average_of_b_is_the_average_of_the_products(frozen: Prepared) -> None:
         products = torch.stack([update.adapter[name] @ factor for update in updates])
         mean = (weights[:, None, None] * products).sum(0) / weights.sum()
         torch.testing.assert_close(averaged @ factor, mean, rtol=1e-4, atol=1e-7)
+
+
+def test_averaging_error_is_none_with_a_frozen_a(plain: Prepared, frozen: Prepared) -> None:
+    """Averages of A and B apart lose something once both have moved, in the second step; of B alone, nothing."""
+    lost, kept = (one_round(prepared, number=3)[0].aggregation_error for prepared in (plain, frozen))
+    assert lost is not None and kept is not None
+    assert lost > 1e-3
+    assert kept < 1e-6
+
+
+def test_best_factors_have_the_product_of_the_average_where_that_is_exact(plain: Prepared) -> None:
+    """In the first step B alone moves."""
+    averaged, best = (one_round(plain, StrategySettings(factors=kind))[0] for kind in ("average", "svd"))  # type: ignore[arg-type]
+    assert best.aggregation_error is not None and best.aggregation_error < 1e-6
+    theirs = factors_of(averaged.adapter)
+    for name, (b, a) in factors_of(best.adapter).items():
+        assert b.shape == theirs[name][0].shape and a.shape == theirs[name][1].shape
+        assert not torch.equal(a, theirs[name][1])
+        expected = theirs[name][0] @ theirs[name][1]
+        torch.testing.assert_close(b @ a, expected, rtol=0, atol=1e-6 * expected.norm().item())
+
+
+def test_medians_are_no_averages(plain: Prepared) -> None:
+    assert one_round(plain, StrategySettings(kind="fedmedian"))[0].aggregation_error is None
 
 
 def scalers(adapter: Adapter) -> Adapter:

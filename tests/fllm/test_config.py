@@ -178,6 +178,8 @@ TEXT: dict[str, Any] = {"task": "text", "data_files": ["notes.txt"]}
         ({"calibration": "temperature", "split": "kfold"}, "validation_fraction"),
         ({"strategy": {"kind": "fedavg", "server_learning_rate": 0.1}}, "belongs to fedavgm, fedadam, fedyogi"),
         ({"strategy": {"proximal_mu": 0.1}}, "has no effect with fedavg"),
+        ({"strategy": {"kind": "krum", "factors": "svd"}, "num_clients": 9}, "belongs to fedavg, fedprox"),
+        ({"strategy": {"factors": "svd"}, "lora": {"freeze_a": True}}, "take one of them"),
         ({"strategy": {"kind": "krum", "keep": 3}}, "belongs to multikrum"),
         ({"strategy": {"kind": "trimmed_mean"}}, "would cut off none"),
         ({"strategy": {"kind": "krum"}}, "n >= 2 f + 3"),

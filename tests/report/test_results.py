@@ -99,7 +99,7 @@ def test_rounds_csv_has_fixed_columns_and_one_row_a_round(tmp_path: Path, result
         "accuracy_hardware_mean", "accuracy_hardware_std", "macro_f1_hardware_mean", "macro_f1_hardware_std",
         "perplexity_hardware_mean", "perplexity_hardware_std", "dies", "uplink_bytes", "downlink_bytes", "tokens",
         "energy_j", "energy_per_token_j", "latency_per_token_s", "energy_arrays_j", "energy_digital_accelerator_j",
-        "energy_network_j",
+        "energy_network_j", "aggregation_error",
     )  # fmt: skip
     assert len(rows) == len(result["rounds"])
     assert rows[0]["train_loss_nat"] == "" == rows[0]["energy_per_token_j"]
