@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from device_models import InputError
@@ -67,23 +67,23 @@ def load_checkpoint(run: Path, number: int) -> Checkpoint:
     """Read the checkpoint of a round.
 
     Raises:
-        InputError: If it is gone or damaged; names the last round before it whose checkpoint is whole.
+        InputError: If it is gone or damaged; names another round whose checkpoint is whole.
     """
     folder = _folder(run, number)
     try:
         return _read(folder, number)
     except _NOT_WHOLE:
-        whole = [earlier for earlier in _numbers(run) if earlier < number and _is_whole(run, earlier)]
+        whole = [other for other in kept_rounds(run) if other != number and _is_whole(run, other)]
         raise InputError(
             f"the checkpoint of round {number} is {'damaged' if folder.exists() else 'gone'}", where=str(folder),
-            remedy=f"go on from the one before: --resume {run} --from-round {max(whole)}" if whole
+            remedy=f"go on from another one: --resume {run} --from-round {max(whole)}" if whole
             else "start a new run",
         ) from None  # fmt: skip
 
 
 def drop_old_checkpoints(run: Path, last: int) -> None:
     """Remove those that are older than the last ``KEPT`` up to a round that is recorded."""
-    for number in _numbers(run):
+    for number in kept_rounds(run):
         if number <= last - KEPT:
             shutil.rmtree(_folder(run, number), ignore_errors=True)
 
@@ -95,11 +95,13 @@ def remove_checkpoints(run: Path) -> None:
 
 def _read(folder: Path, number: int) -> Checkpoint:
     sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-    for name in (_ADAPTER, _STRATEGY):
-        if _sha256(folder / name) != sums[name]:
+    # Read and not mapped: Windows takes no mapped file away
+    content = {name: (folder / name).read_bytes() for name in (_ADAPTER, _STRATEGY)}
+    for name, found in content.items():
+        if hashlib.sha256(found).hexdigest() != sums[name]:
             raise ValueError(name)
-    strategy = {name: tensor.numpy() for name, tensor in load_file(folder / _STRATEGY).items()}
-    return Checkpoint(number, dict(sorted(load_file(folder / _ADAPTER).items())), strategy)
+    strategy = {name: tensor.numpy() for name, tensor in load(content[_STRATEGY]).items()}
+    return Checkpoint(number, dict(sorted(load(content[_ADAPTER]).items())), strategy)
 
 
 def _is_whole(run: Path, number: int) -> bool:
@@ -114,7 +116,8 @@ def _folder(run: Path, number: int) -> Path:
     return run / FOLDER / f"round-{number:05d}"
 
 
-def _numbers(run: Path) -> list[int]:
+def kept_rounds(run: Path) -> list[int]:
+    """Return the rounds that have a checkpoint, whole or not."""
     return sorted(int(path.name.removeprefix("round-")) for path in (run / FOLDER).glob("round-*") if not path.suffix)
 
 

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from device_models import InputError
 from fllm.accounting import training_of
-from fllm.checkpoints import Checkpoint, drop_old_checkpoints, load_checkpoint, remove_checkpoints, save_checkpoint
+from fllm.checkpoints import (
+    Checkpoint,
+    drop_old_checkpoints,
+    kept_rounds,
+    load_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from fllm.config import RunConfig, validate_config
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
@@ -129,7 +136,7 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
         raise InputError(f"cannot be made ({error.strerror})", where=str(folder), remedy="check --out") from None
     try:
         observer.run_started(record, folder)
-        return _finish(prepared, folder, observer, started)
+        result = _finish(prepared, folder, observer, started)
     except KeyboardInterrupt:
         if not record["rounds"]:
             raise
@@ -143,6 +150,8 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
         raise
     finally:
         observer.run_ended(record)
+    remove_checkpoints(folder)
+    return result
 
 
 def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
@@ -198,7 +207,6 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
         record["warnings"].append("no effect of refresh: no token of this run grew as old as its interval")
     record["status"] = "completed"
     _write(record, folder)
-    remove_checkpoints(folder)
     render(record, folder)
     return RunResult(folder, record)
 
@@ -214,7 +222,7 @@ def _add_baselines(prepared: Prepared, folder: Path, observer: Observer) -> None
 
 def _up_to(rows: list[dict[str, Any]], number: int, folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run up to a round; raises InputError where it has none."""
-    known = [row["round"] for row in rows if row["round"] > 0]
+    known = sorted({row["round"] for row in rows} & set(kept_rounds(folder)))
     if number not in known:
         raise InputError(
             "no such round", where=f"--from-round of {folder}", expected=f"one of {known}", received=number

@@ -60,7 +60,7 @@ class StrategySettings(Strict):
         factors: What is averaged of low-rank adapters: ``average`` takes the means of A and of B, which is not the mean
             of their products; ``svd`` sends the factors of the adapters' rank whose product is closest to that mean.
         server_learning_rate: Of ``fedavgm``, ``fedadam`` and ``fedyogi``; None is 1 for the first, where that is
-            plain momentum, and 0.01 for the others, where it falls linearly over the rounds to a tenth.
+            plain momentum, and 0.01 for the others, where it falls linearly over the rounds towards a tenth.
         server_momentum: Of ``fedavgm``.
         beta_1: Decay of the mean of updates, of ``fedadam`` and ``fedyogi``.
         beta_2: Decay of the mean of their squares, of ``fedadam`` and ``fedyogi``.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 A, B = ".lora_A.", ".lora_B."
 Factors = tuple[Tensor, Tensor]
-"""B (out, r) and A (r, in) of one layer, in float64."""
+"""B (out, r) and A (r, in) of one layer."""
 
 
 def factors_of(adapter: Mapping[str, Tensor], frozen: Mapping[str, Tensor] | None = None) -> dict[str, Factors]:
@@ -28,7 +28,7 @@ def factors_of(adapter: Mapping[str, Tensor], frozen: Mapping[str, Tensor] | Non
         frozen: Tensors that are not sent, as A of FFA-LoRA.
     """
     whole = {**(frozen or {}), **adapter}
-    return {name: (whole[name.replace(A, B)].double(), t.double()) for name, t in sorted(whole.items()) if A in name}
+    return {name: (whole[name.replace(A, B)], t) for name, t in sorted(whole.items()) if A in name}
 
 
 def average_error(
@@ -48,7 +48,7 @@ def average_error(
     for name, (b, a) in sent.items():
         tall, wide = _stacked([update[name] for update in updates], weights)
         right += _squared_norm(tall, wide)
-        wrong += _squared_norm(torch.cat([tall, -b], 1), torch.cat([wide, a]))
+        wrong += _squared_norm(torch.cat([tall, -b.double()], 1), torch.cat([wide, a.double()]))
     return math.sqrt(max(wrong, 0.0) / right) if right > 0 else 0.0
 
 
@@ -56,24 +56,28 @@ def best_average(layer: Sequence[Factors], weights: Sequence[float], rank: int) 
     r"""Return the factors of rank r whose product is closest to M, as :math:`U S^{1/2}` and :math:`S^{1/2} V^T`.
 
     Their signs are those that make the largest number of each column of U positive, so that equal updates give equal
-    bytes.
+    bytes. Where M has a lower rank, the columns of B that are left over are zero and the rows of A those of the
+    clients: both zero would never learn again.
     """
     tall, wide = _stacked(layer, weights)
     q_tall, r_tall = torch.linalg.qr(tall)
     q_wide, r_wide = torch.linalg.qr(wide.T)
-    u, s, vt = torch.linalg.svd(r_tall @ r_wide.T)
-    left, right = q_tall @ u[:, :rank], vt[:rank] @ q_wide.T
+    u, s, vt = torch.linalg.svd(r_tall @ r_wide.T, full_matrices=False)
+    used = min(rank, int((s > 1e-12 * s[0]).sum()))
+    left, right, root = q_tall @ u[:, :used], vt[:used] @ q_wide.T, s[:used].sqrt()
     sign = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()
-    root = s[:rank].sqrt()
-    return left * (sign * root), right * (sign.T * root[:, None])
+    b, a = tall.new_zeros(len(tall), rank), tall.new_zeros(rank, wide.shape[1])
+    a[: len(wide)] = wide[:rank]
+    b[:, :used], a[:used] = left * (sign * root), right * (sign.T * root[:, None])
+    return b, a
 
 
 def _stacked(layer: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """Return factors of M: B of all clients side by side, each with its weight, and A one below the other."""
     total = math.fsum(weights)
     return (
-        torch.cat([weight / total * b for weight, (b, _) in zip(weights, layer, strict=True)], 1),
-        torch.cat([a for _, a in layer]),
+        torch.cat([weight / total * b.double() for weight, (b, _) in zip(weights, layer, strict=True)], 1),
+        torch.cat([a.double() for _, a in layer]),
     )
 
 

@@ -51,7 +51,9 @@ class Products:
         means: dict[str, Factors] = {}
         for name in self.updates[0]:
             pairs = [update[name] for update in self.updates]
-            b, a = (sum(w / total * pair[i] for w, pair in zip(self.weights, pairs, strict=True)) for i in (0, 1))
+            b, a = (
+                sum(w / total * pair[i].double() for w, pair in zip(self.weights, pairs, strict=True)) for i in (0, 1)
+            )
             assert isinstance(b, Tensor) and isinstance(a, Tensor)
             means[name] = (b, a)
         return average_error(self.updates, self.weights, means)

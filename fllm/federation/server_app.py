@@ -14,6 +14,7 @@ from torch import Tensor
 from fllm.federation.products import Products
 from fllm.federation.strategy import (
     WEIGHT_KEY,
+    aggregated,
     averages,
     make_strategy,
     restore_state,
@@ -98,16 +99,23 @@ def make_server_app(
                 raise RoundFailed(
                     f"round {number}: no client sent a usable update ({', '.join(sorted(set(failures)))})"
                 )
+            _check(settings, number, len(replies))
             metrics = sum_or_mean([reply.content for reply in replies], WEIGHT_KEY)  # a strategy may drop some clients'
-            products = Products.of(replies, start.frozen)  # some strategies empty the replies
-            merged, _ = strategy.aggregate_train(number, replies)
-            assert merged is not None  # there were replies
-            # Some strategies return float64, which would double what is sent from the second round on
-            adapter = {name: tensor.float() for name, tensor in merged.to_torch_state_dict().items()}
-            if settings.factors == "svd":
-                adapter |= products.best()
-            error = products.error_of(adapter if settings.factors == "svd" else None) if averages(settings) else None
+            products = Products.of(replies, start.frozen) if averages(settings) else None
+            adapter = aggregated(strategy, number, replies, arrays)
+            error = None
+            if products is not None:
+                adapter |= products.best() if settings.factors == "svd" else {}
+                error = products.error_of(adapter if settings.factors == "svd" else None)
             arrays = ArrayRecord(adapter)
             on_round(Round(number, adapter, metrics, len(replies), tuple(failures), error, state_of(strategy)))
 
     return app
+
+
+def _check(settings: StrategySettings, number: int, replies: int) -> None:
+    """Stop a round in which too few clients are left for a strategy to do what it is for; raises RoundFailed."""
+    try:
+        settings.check_clients(replies)
+    except ValueError as error:
+        raise RoundFailed(f"round {number}: {replies} clients sent a usable update, too few: {error}") from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import (
     MultiKrum,
 )
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fllm.federation.client_app import COUNT_PREFIX
 from fllm.sections import StrategySettings
@@ -88,12 +89,33 @@ def _peak_rate(settings: StrategySettings) -> float:
 
 
 def set_server_rate(strategy: FedAvg, settings: StrategySettings, server_round: int, rounds: int) -> None:
-    """Let the rate of an adaptive server fall linearly over the rounds to a tenth.
+    """Let the rate of an adaptive server fall linearly over the rounds towards a tenth.
 
     It divides updates by their own size, so that falling rates of the clients alone would change nothing.
     """
     if isinstance(strategy, FedAdam | FedYogi):
         strategy.eta = _peak_rate(settings) * (1.0 - 0.9 * (server_round - 1) / rounds)
+
+
+def aggregated(strategy: FedAvg, server_round: int, replies: Sequence[Message], sent: ArrayRecord) -> dict[str, Tensor]:
+    """Return the next adapter in float32; some strategies return float64, which would double what is sent.
+
+    Krum compares squared distances of whole adapters in float32, where small updates drown in the adapter itself; it is
+    given the updates alone, in float64. The replies may be empty afterwards.
+    """
+    start = sent.to_torch_state_dict()
+    if isinstance(strategy, MultiKrum):
+        strategy.num_nodes_to_select = min(strategy.num_nodes_to_select, len(replies) - strategy.num_malicious_nodes)
+        for reply in replies:
+            record = next(iter(reply.content.array_records.values()))
+            for name, tensor in record.to_torch_state_dict().items():
+                record[name] = Array((tensor.double() - start[name].double()).numpy())
+    merged, _ = strategy.aggregate_train(server_round, replies)
+    assert merged is not None  # there were replies
+    found = merged.to_torch_state_dict()
+    if isinstance(strategy, MultiKrum):
+        found = {name: start[name].double() + tensor for name, tensor in found.items()}
+    return {name: tensor.float() for name, tensor in found.items()}
 
 
 _MEAN, _SQUARE, _MOMENTUM = "mean", "square", "momentum"

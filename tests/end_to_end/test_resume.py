@@ -194,6 +194,23 @@ def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(finished: RunRes
     assert_same_end(folder, finished)
 
 
+def test_interruption_while_the_report_is_drawn_loses_nothing(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = fllm.runs.render
+
+    def stop_at_the_end(record: dict, folder: Path) -> object:
+        if record["status"] == "completed":
+            raise KeyboardInterrupt
+        return drawn(record, folder)
+
+    monkeypatch.setattr("fllm.runs.render", stop_at_the_end)
+    folder = interrupt(RunConfig(**TINY), tmp_path, Observer())
+    monkeypatch.undo()
+    resume(folder)
+    assert_same_end(folder, finished)
+
+
 ADAPTIVE = {"strategy": {"kind": "fedadam"}, "optimiser": "sgd", "learning_rate": 1.0, "lora_baselines": []}
 
 

@@ -86,6 +86,21 @@ def test_best_average_is_never_worse_than_averaged_factors() -> None:
     assert average_error(updates, WEIGHTS, sent) < average_error(updates, WEIGHTS, averaged(updates))
 
 
+@pytest.mark.parametrize("rank", [2, 6, 8])
+def test_rank_beyond_that_of_the_average_leaves_something_to_learn(rank: int) -> None:
+    """All B zero, and a rank above the layer's smaller side: B is zero there, and A is not."""
+    draw = torch.Generator().manual_seed(1)
+    for scale in (0.0, 1.0):
+        layer = [(scale * torch.randn(7, rank, generator=draw), torch.randn(rank, 5, generator=draw)) for _ in range(3)]
+        b, a = best_average(layer, WEIGHTS, rank)
+        assert (b.shape, a.shape) == ((7, rank), (rank, 5))
+        assert (a.norm(dim=1) > 0.1).all()
+        assert bool(b.any()) == bool(scale)
+        expected = sum(w * x.double() @ y.double() for w, (x, y) in zip(SHARES, layer, strict=True))
+        if rank >= 5:
+            torch.testing.assert_close(b @ a, expected, rtol=0, atol=1e-5)
+
+
 def test_no_change_is_no_error() -> None:
     zero = {"l": (torch.zeros(3, 1, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))}
     assert average_error([zero, zero], (1, 1), zero) == 0.0
@@ -96,4 +111,4 @@ def test_factors_are_found_by_name_also_where_a_is_not_sent() -> None:
     whole = {"m.q.lora_A.weight": a, "m.q.lora_B.weight": b, "m.key.gain": torch.ones(1)}
     assert list(factors_of(whole)) == ["m.q.lora_A.weight"]
     found = factors_of({"m.q.lora_B.weight": b}, {"m.q.lora_A.weight": a})
-    assert [t.dtype for t in found["m.q.lora_A.weight"]] == [torch.float64, torch.float64]
+    assert found["m.q.lora_A.weight"] == (b, a)

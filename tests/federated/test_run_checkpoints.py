@@ -65,6 +65,13 @@ def test_only_a_whole_one_is_offered(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, 3)
 
 
+def test_newer_round_is_offered_where_an_old_one_is_gone(tmp_path: Path) -> None:
+    for number in (4, 5):
+        save_checkpoint(tmp_path, made(number))
+    with pytest.raises(InputError, match=r"round 2 is gone.*--from-round 5"):
+        load_checkpoint(tmp_path, 2)
+
+
 def test_what_was_cut_off_while_it_was_written_does_not_count(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, made(1))
     aside = tmp_path / "state" / "round-00002.part"

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fllm.federation.client_app import TOKENS, make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, Start, make_server_app
+from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
 from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest
 from fllm.sections import StrategySettings
 from hwsim import EventCounts
 
 START = {"a.lora_A.weight": torch.linspace(-1, 1, 6).reshape(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
-EXAMPLES = (10, 1, 29, 4, 6)
+EXAMPLES = (10, 1, 29, 4, 6, 5)
 TRUE = {name: torch.full_like(tensor, 0.1) for name, tensor in START.items()}
 """What honest clients would add, but for their noise."""
 
@@ -65,7 +65,7 @@ def sent(adapter: Adapter, server_round: int) -> list[Adapter]:
 
 
 def mean(updates: list[Adapter]) -> Adapter:
-    return {n: np.average([u[n] for u in updates], axis=0, weights=EXAMPLES) for n in START}
+    return {n: np.average([u[n] for u in updates], axis=0, weights=EXAMPLES[: len(updates)]) for n in START}
 
 
 class Oracle:
@@ -126,6 +126,34 @@ def test_krum_takes_the_update_closest_to_the_others() -> None:
     (outcome,) = play(StrategySettings(kind="krum", malicious=1), honest(), rounds=1)
     for name, tensor in outcome.adapter.items():
         np.testing.assert_allclose(tensor.numpy(), updates[best][name], rtol=1e-6)
+
+
+def test_krum_tells_updates_apart_that_are_small_beside_the_adapter() -> None:
+    """In float32 squared distances of 1e-8 drown in a squared norm of 1e4."""
+    large = {name: tensor + 30 for name, tensor in START.items()}
+    clients = [
+        Client(i, lambda step, i=i: 1e-4 * (torch.ones_like(step) + (0.1 * i if i < 4 else 20.0))) for i in range(5)
+    ]
+    (outcome,) = play(StrategySettings(kind="multikrum"), clients, rounds=1, start=Start(large))
+    moved = max((outcome.adapter[name] - large[name]).abs().max().item() for name in large)
+    assert 0.9e-4 < moved < 1.5e-4
+
+
+def raises(step: Tensor) -> Tensor:
+    raise RuntimeError
+
+
+def test_multikrum_keeps_out_as_many_where_a_client_fails() -> None:
+    clients = [*honest(4), Client(4, raises), Client(5, lambda step: 50 * step)]
+    (outcome,) = play(StrategySettings(kind="multikrum"), clients, rounds=1)
+    assert outcome.clients == 5
+    assert max((outcome.adapter[n] - START[n]).abs().max().item() for n in START) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["krum", "multikrum", "trimmed_mean"])
+def test_round_with_too_few_clients_for_its_strategy_fails(kind: Any) -> None:
+    with pytest.raises(RoundFailed, match="round 1: 4 clients sent a usable update, too few"):
+        play(StrategySettings(kind=kind), [*honest(4), Client(4, raises)], rounds=1)
 
 
 def test_work_of_clients_that_krum_drops_is_counted() -> None:
