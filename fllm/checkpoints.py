@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from device_models import InputError
 
 KEPT = 2
 """Checkpoints that are kept, the last ones."""
-FOLDER = "state"
-_SUMS = "sha256.json"
+_FOLDER, _SUMS = "state", "sha256.json"
 _ADAPTER, _STRATEGY = "adapter.safetensors", "strategy.safetensors"
 _NOT_WHOLE = (OSError, ValueError, KeyError, SafetensorError)
 
@@ -53,13 +52,17 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     for leftover in (aside, target):
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.adapter.items()}, aside / _ADAPTER)
-    save_file({name: torch.from_numpy(value.copy()) for name, value in checkpoint.strategy.items()}, aside / _STRATEGY)
-    sums = {name: _sha256(aside / name) for name in (_ADAPTER, _STRATEGY)}
+    content = {
+        _ADAPTER: save({name: tensor.contiguous() for name, tensor in checkpoint.adapter.items()}),
+        _STRATEGY: save({name: torch.from_numpy(value.copy()) for name, value in checkpoint.strategy.items()}),
+    }
+    for name, made in content.items():
+        (aside / name).write_bytes(made)
+    sums = {name: hashlib.sha256(made).hexdigest() for name, made in content.items()}
     (aside / _SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8", newline="\n")
     for file in aside.iterdir():
-        with file.open("rb+") as content:
-            os.fsync(content.fileno())
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
     aside.rename(target)
 
 
@@ -90,7 +93,7 @@ def drop_old_checkpoints(run: Path, last: int) -> None:
 
 def remove_checkpoints(run: Path) -> None:
     """Remove them all, when the run is complete."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
+    shutil.rmtree(run / _FOLDER, ignore_errors=True)
 
 
 def _read(folder: Path, number: int) -> Checkpoint:
@@ -113,14 +116,9 @@ def _is_whole(run: Path, number: int) -> bool:
 
 
 def _folder(run: Path, number: int) -> Path:
-    return run / FOLDER / f"round-{number:05d}"
+    return run / _FOLDER / f"round-{number:05d}"
 
 
 def kept_rounds(run: Path) -> list[int]:
     """Return the rounds that have a checkpoint, whole or not."""
-    return sorted(int(path.name.removeprefix("round-")) for path in (run / FOLDER).glob("round-*") if not path.suffix)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sorted(int(path.name.removeprefix("round-")) for path in (run / _FOLDER).glob("round-*") if not path.suffix)

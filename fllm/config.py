@@ -21,7 +21,7 @@ from device_models import InputError, parse_quantity
 from device_models.errors import nearest
 from device_models.strict_yaml import parse_yaml, read_yaml
 from fllm.data import check_fields
-from fllm.sections import Count, CueSettings, LoraSettings, StrategySettings, Strict
+from fllm.sections import Count, CueSettings, LoraSettings, Optimiser, StrategySettings, Strict
 
 DEFAULT_FIELDS = ("labs", "imaging")
 """Fields of the default run: short prompts that lose nothing to the linear baseline on all fields."""
@@ -120,7 +120,7 @@ class RunConfig(Strict):
     num_rounds: Count = 6
     batch_size: Count = 8
     local_steps: Count = 20
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Optimiser = "adamw"
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
     note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()

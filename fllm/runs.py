@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
-from peft import PeftModel
-from torch import Tensor
 
 from device_models import InputError
 from fllm.accounting import training_of
@@ -28,7 +26,7 @@ from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
 from fllm.lora_baselines import key_of, lora_baseline
-from fllm.model.adapters import adapter_digest, get_adapter, save_adapter, set_adapter, whole_adapter
+from fllm.model.adapters import adapter_digest, frozen_adapter, get_adapter, save_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
 from fllm.outcome import evaluate_everywhere, final_facts, round_row
 from fllm.preparation import Prepared, identity_of, prepare
@@ -158,7 +156,7 @@ def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float
     """Run the rounds that are missing, writing the state after each."""
     record, config, model = prepared.record, prepared.config, prepared.model
     finished = sum(row["round"] > 0 for row in record["rounds"])
-    start = Start(get_adapter(model), frozen=_frozen(model))
+    start = Start(get_adapter(model), frozen=frozen_adapter(model))
     if finished:
         checkpoint = _checkpoint(folder, record["rounds"][-1])
         set_adapter(model, checkpoint.adapter)
@@ -236,12 +234,6 @@ def _checkpoint(folder: Path, row: dict[str, Any]) -> Checkpoint:
     if adapter_digest(found.adapter) != row["adapter_sha256"]:
         raise InputError("the checkpoint of the last round is of another run", where=str(folder))
     return found
-
-
-def _frozen(model: PeftModel) -> dict[str, Tensor]:
-    """Return the tensors of the adapter that are not sent."""
-    sent = get_adapter(model)
-    return {name: tensor for name, tensor in whole_adapter(model).items() if name not in sent}
 
 
 def _publish(prepared: Prepared, folder: Path) -> None:

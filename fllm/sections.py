@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 Count = Annotated[StrictInt, Field(ge=1)]
+Optimiser = Literal["adamw", "sgd"]
+"""Of the clients; what each costs stands in :mod:`hwsim.training`."""
 
 
 class Strict(BaseModel):

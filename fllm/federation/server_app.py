@@ -33,12 +33,12 @@ class Round:
     Attributes:
         number: Round, counted from 1.
         adapter: Aggregated adapter.
-        strategy_state: What the strategy carries into the next round, by names.
         metrics: Sums and means over clients whose update was sound, used or not: their work was done.
         clients: Clients whose update was sound.
         failures: Reasons of the others.
         aggregation_error: Relative distance of the averaged adapter from the average of the clients' products B A;
             None where nothing is averaged.
+        strategy_state: What the strategy carries into the next round, by names.
     """
 
     number: int
@@ -51,7 +51,7 @@ class Round:
 
 
 class RoundFailed(RuntimeError):
-    """No client of a round sent a usable update."""
+    """No client of a round, or too few for its strategy, sent a usable update."""
 
 
 @dataclass(frozen=True)

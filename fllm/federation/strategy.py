@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fllm.federation.client_app import COUNT_PREFIX
+from fllm.federation.task import falling
 from fllm.sections import StrategySettings
 
 WEIGHT_KEY = "num-examples"
@@ -94,7 +95,7 @@ def set_server_rate(strategy: FedAvg, settings: StrategySettings, server_round: 
     It divides updates by their own size, so that falling rates of the clients alone would change nothing.
     """
     if isinstance(strategy, FedAdam | FedYogi):
-        strategy.eta = _peak_rate(settings) * (1.0 - 0.9 * (server_round - 1) / rounds)
+        strategy.eta = _peak_rate(settings) * falling(server_round, rounds)
 
 
 def aggregated(strategy: FedAvg, server_round: int, replies: Sequence[Message], sent: ArrayRecord) -> dict[str, Tensor]:

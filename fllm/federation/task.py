@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -17,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fllm.evaluation import Prompt, padded
 from fllm.model.adapters import get_adapter, set_adapter
+from fllm.sections import Optimiser
 from hwsim import EventCounts, count_events, noise_key
 from hwsim.randomness import generator, seed_of
 
@@ -34,7 +34,7 @@ class LocalTraining:
         piece: Most cases in one forward pass; a larger batch adds up the gradients of its pieces.
         learning_rate: Peak rate; it warms up over the first quarter of each round, as the
             optimiser is new in each round and AdamW's first steps have no averages yet, and falls
-            linearly over the rounds to a tenth.
+            linearly over the rounds towards a tenth.
         note_loss: Weight of the note's own tokens beside the answer.
         rounds: Rounds of the whole run, for the learning rate.
         seed: Seed of the run.
@@ -48,14 +48,14 @@ class LocalTraining:
     rounds: int
     seed: int
     piece: int = 32
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Optimiser = "adamw"
 
     def rate(self, server_round: int, step: int) -> float:
         """Return the learning rate of a step (both counted from 1)."""
         done = (server_round - 1) * self.steps + step
         total = self.rounds * self.steps
         warm = min(1.0, step / (1 + self.steps // 4))
-        return self.learning_rate * warm * (1.0 - 0.9 * (done - 1) / total)
+        return self.learning_rate * warm * falling(done, total)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,12 @@ class Hospital:
         return loss, loss.new_zeros(())
 
 
-def _optimiser(kind: Literal["adamw", "sgd"], weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def falling(step: int, steps: int) -> float:
+    """Return the share of a rate at a step, counted from 1, that falls linearly over all steps towards a tenth."""
+    return 1.0 - 0.9 * (step - 1) / steps
+
+
+def _optimiser(kind: Optimiser, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Return a new optimiser; each step sets its rate."""
     if kind == "sgd":
         return torch.optim.SGD(weights, lr=0.0)

@@ -130,6 +130,12 @@ def get_adapter(model: PeftModel) -> dict[str, Tensor]:
     return {name: t for name, t in whole_adapter(model).items() if not (frozen and "lora_A" in name)}
 
 
+def frozen_adapter(model: PeftModel) -> dict[str, Tensor]:
+    """Return copies of the adapter's other tensors: what all clients have without its being sent."""
+    sent = get_adapter(model)
+    return {name: tensor for name, tensor in whole_adapter(model).items() if name not in sent}
+
+
 def set_adapter(model: PeftModel, adapter: Mapping[str, Tensor]) -> None:
     """Set the tensors of an adapter, all or those that are trained; peft alone would skip a missing one without a word.
 

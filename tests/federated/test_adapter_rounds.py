@@ -17,7 +17,7 @@ from fllm.federation.engines import InProcessGrid
 from fllm.federation.factors import factors_of
 from fllm.federation.server_app import Round, Start, make_server_app
 from fllm.lora_baselines import lora_baseline
-from fllm.model.adapters import adapter_digest, get_adapter, set_adapter, whole_adapter
+from fllm.model.adapters import adapter_digest, frozen_adapter, get_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
 from fllm.outcome import evaluate_everywhere
 from fllm.preparation import Prepared, prepare
@@ -54,8 +54,7 @@ def one_round(
     outcomes: list[Round] = []
     clients = prepared.config.num_clients
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), clients)
-    sent, whole = get_adapter(prepared.model), whole_adapter(prepared.model)
-    start = Start(sent, frozen={name: tensor for name, tensor in whole.items() if name not in sent})
+    start = Start(get_adapter(prepared.model), frozen=frozen_adapter(prepared.model))
     server = make_server_app(
         strategy or StrategySettings(), start, clients=clients, last_round=number, on_round=outcomes.append
     )
