@@ -6,19 +6,15 @@ once more, then recorded as failed.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 from device_models import InputError
+from fllm.processes import WorkerProcess
 from fllm.sweeps.tasks import Done, Task, failed
 
 Engine = Callable[[Sequence[Task], int], Iterator[Done]]
@@ -26,14 +22,10 @@ _TRIES = 2
 
 
 def local(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
-    """Run tasks in processes of this machine, one thread each; leaving the iterator ends them.
-
-    Not ``concurrent.futures``: there one process that is killed, as for want of memory, breaks all the others, and
-    ``multiprocessing.Pool`` waits for its task for ever.
-    """
+    """Run tasks in processes of this machine, one thread each; leaving the iterator ends them."""
     waiting = deque((task, 1) for task in tasks)
-    idle = [_Process() for _ in range(min(workers, len(tasks)))]
-    busy: dict[_Process, tuple[Task, int]] = {}
+    idle = [WorkerProcess(quiet_worker) for _ in range(min(workers, len(tasks)))]
+    busy: dict[WorkerProcess, tuple[Task, int]] = {}
     try:
         while waiting or busy:
             while waiting and idle:
@@ -44,7 +36,7 @@ def local(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
             for process in [process for process in busy if process.pipe in ready]:
                 task, tries = busy.pop(process)
                 done = process.receive()
-                idle.append(process if done is not None else _Process())
+                idle.append(process if done is not None else WorkerProcess(quiet_worker))
                 if done is not None:
                     yield done
                     continue
@@ -56,78 +48,6 @@ def local(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     finally:
         for process in (*idle, *busy):
             process.end()
-
-
-class _Process:
-    """A worker in a process of its own."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
-        with _deaf_to_ctrl_c():
-            self._process.start()
-        theirs.close()  # so that the pipe ends when the worker does
-
-    def send(self, task: Task) -> None:
-        with contextlib.suppress(OSError):  # it died while it was idle: receive() finds out
-            self.pipe.send(task)
-
-    def receive(self) -> Done | None:
-        """Return what the worker sent; None if it died."""
-        try:
-            done: Done = self.pipe.recv()
-        except (EOFError, OSError):
-            return None
-        return done
-
-    def end(self) -> int | None:
-        """See it end, if need be by force, and return its exit code."""
-        self._process.kill()
-        self._process.join()
-        self.pipe.close()
-        return self._process.exitcode
-
-
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Hold back Ctrl-C; a process that starts meanwhile inherits this, and prints no traceback while it imports."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # starting it would lift what is held back
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def _work(pipe: Connection) -> None:
-    """Do what comes through the pipe until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process; ours to end is the parent's
-    _end_with_parent()
-    while True:
-        try:
-            task = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(quiet_worker()(task))
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent does, however that ended: no orphan may go on writing."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @cache

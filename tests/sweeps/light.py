@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 
-import fllm.sweeps.engines
 from fllm.config import RunConfig
-from fllm.sweeps.engines import _work
 from fllm.sweeps.tasks import Done, Task
 
 
@@ -22,10 +20,9 @@ def tasks(folder: Path, number: int) -> list[Task]:
     return [Task(point, 0, (0,), RunConfig(), folder) for point in range(number)]
 
 
-def work(pipe: Connection) -> None:
-    """Stand in for ``engines._work`` in a new process, with another worker inside."""
-    fllm.sweeps.engines.quiet_worker = lambda: do  # type: ignore[assignment]
-    _work(pipe)
+def make_worker() -> Callable[[Task], Done]:
+    """Stand in for ``engines.quiet_worker`` in a new process."""
+    return do
 
 
 def do(task: Task) -> Done:

@@ -15,6 +15,7 @@ import pytest
 import fllm.sweeps.engines
 from device_models import InputError
 from fllm.config import RunConfig
+from fllm.processes import WorkerProcess
 from fllm.runs import RunResult
 from fllm.sweeps.bench import Worker
 from fllm.sweeps.engines import ENGINES, local, on_ray
@@ -31,14 +32,14 @@ ROOT = Path(__file__).parents[2]
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the processes of ``local`` do light work; the process numbers that were started come here."""
     pids: list[int] = []
-    first = fllm.sweeps.engines._Process.__init__
+    first = WorkerProcess.__init__
 
-    def init(self: Any) -> None:
-        first(self)
+    def init(self: Any, make_worker: Any) -> None:
+        first(self, make_worker)
         pids.append(self._process.pid)
 
-    monkeypatch.setattr(fllm.sweeps.engines, "_work", light.work)
-    monkeypatch.setattr(fllm.sweeps.engines._Process, "__init__", init)
+    monkeypatch.setattr(fllm.sweeps.engines, "quiet_worker", light.make_worker)
+    monkeypatch.setattr(WorkerProcess, "__init__", init)
     return pids
 
 
@@ -141,9 +142,9 @@ def test_ctrl_c_while_a_process_starts_says_nothing(tmp_path: Path) -> None:
     """A process that is still importing must not answer the terminal's Ctrl-C with a traceback."""
     code = (
         "import os, signal, time\n"
-        "from fllm.sweeps.engines import _Process\n"
+        "from fllm.processes import WorkerProcess\n"
         "if __name__ == '__main__':\n"
-        "    process = _Process()\n"
+        "    process = WorkerProcess(dict)\n"
         "    for _ in range(60):\n"
         "        os.kill(process._process.pid, signal.SIGINT)\n"
         "        time.sleep(0.005)\n"
@@ -169,7 +170,7 @@ def test_processes_end_with_their_parent(how: signal.Signals, tmp_path: Path) ->
         "import fllm.sweeps.engines as engines\n"
         "from tests.sweeps import light\n"
         "if __name__ == '__main__':\n"
-        "    engines._work = light.work\n"
+        "    engines.quiet_worker = light.make_worker\n"
         "    list(engines.local(light.tasks(Path(sys.argv[1]), 4), 2))\n"
     )
     (tmp_path / "parent.py").write_text(code, encoding="utf-8")
