@@ -31,6 +31,7 @@ from fllm.console import (
 from fllm.cost_cli import cost
 from fllm.data_cli import data_app
 from fllm.device_cli import device_app
+from fllm.federation_cli import federation_app
 from fllm.generate_cli import generate
 from fllm.observer import Observer, Observers
 from fllm.summary import summary
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.add_typer(base_app, name="base")
 app.add_typer(data_app, name="data")
 app.add_typer(device_app, name="device")
+app.add_typer(federation_app, name="federation")
 app.command("cost")(cost)
 app.command("generate")(generate)
 app.command("sweep")(sweep)
@@ -150,11 +152,14 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Continue the interrupted run in this folder; takes no more than --from-round and --track."),
+        typer.Option(help="Continue the interrupted run in this folder; with it --from-round, --workers, --track."),
     ] = None,
     from_round: Annotated[
         int | None, typer.Option(help="Resume from an earlier round whose checkpoint is kept, usually the one before.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train clients at the same time; 1 trains in this one.")
+    ] = 1,
     track: Annotated[
         list[str] | None, typer.Option(help="Log the rounds to tensorboard or mlflow as well; optional extras.")
     ] = None,
@@ -196,19 +201,24 @@ def run(
     with quiet_libraries(), _Terminal(console) as terminal:
         observer = Observers(terminal, *make_trackers(track or (), warn=terminal.warn))
         from fllm.federation.server_app import RoundFailed
-        from fllm.runs import Interrupted
+        from fllm.runs import Engine, Interrupted
         from fllm.runs import resume as resume_run
         from fllm.runs import run as start_run
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # set by the import above to INFO
         try:
             if resume is not None:
-                finished = resume_run(resume, from_round=from_round, observer=observer)
+                finished = resume_run(resume, from_round=from_round, observer=observer, engine=Engine(workers))
             else:
                 program = "fllm" if sys.argv[1:2] == ["run"] else "fllm-run"
                 command = shlex.join([program, *sys.argv[1:]])
                 finished = start_run(
-                    resolved, out=out or Path("reports"), name=name, command=command, observer=observer
+                    resolved,
+                    out=out or Path("reports"),
+                    name=name,
+                    command=command,
+                    observer=observer,
+                    engine=Engine(workers),
                 )
         except Interrupted as stopped:
             terminal.close()

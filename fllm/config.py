@@ -21,7 +21,18 @@ from device_models import InputError, parse_quantity
 from device_models.errors import nearest
 from device_models.strict_yaml import parse_yaml, read_yaml
 from fllm.data import check_fields
-from fllm.sections import Count, CueSettings, LoraSettings, Optimiser, StrategySettings, Strict
+from fllm.sections import (
+    AVERAGING,
+    Count,
+    CueSettings,
+    LoraSettings,
+    Optimiser,
+    PrivacySettings,
+    SecureSettings,
+    StrategySettings,
+    Strict,
+    WireFormat,
+)
 
 DEFAULT_FIELDS = ("labs", "imaging")
 """Fields of the default run: short prompts that lose nothing to the linear baseline on all fields."""
@@ -65,7 +76,16 @@ class RunConfig(Strict):
         partition: How cases are dealt to clients: by ``hospital``, ``iid``, ``dirichlet`` over the labels, or ``age``.
         dirichlet_alpha: How alike the clients' mixes are under ``dirichlet``; 0.1 is extreme.
         strategy: How the server combines what clients send.
+        privacy: Differential privacy of what clients send, and its budget.
+        secure: Secure aggregation, which shows the server the clients' sum alone.
+        clients_per_round: Clients drawn for each round; None is all.
+        min_clients: Least number of clients whose update is usable; with fewer a round fails, and the run can be
+            resumed.
+        client_timeout: Time after which a client of a round is given up, for example ``"10 min"``; None waits for ever.
+            Clients in the run's own process cannot be given up.
+        wire: How numbers of adapters travel: ``float32``, ``float16`` or ``int8``, the latter two with error feedback.
         num_rounds: Rounds of the federation.
+        evaluate_every: Rounds from one evaluation to the next; the last round always has one.
         batch_size: Cases per local step.
         local_steps: Steps of each client per round.
         optimiser: Of the clients, made anew in each round: ``adamw``, or ``sgd``, whose updates stay in proportion to
@@ -84,7 +104,8 @@ class RunConfig(Strict):
             round, so that no client can be told by its chip; ``design``, on the device without a chip's deviations.
         dies: Chips, none of them a hospital's, on which each round's model is evaluated.
         seed: Decides everything random.
-        threads: CPU threads; equal results are promised for equal numbers of threads.
+        threads: CPU threads of each process; None is two, and one where clients train in processes of their own. Equal
+            results are promised for equal numbers of threads.
     """
 
     device_model: str = "gaincell_28nm"
@@ -117,7 +138,14 @@ class RunConfig(Strict):
     partition: Literal["hospital", "iid", "dirichlet", "age"] = "hospital"
     dirichlet_alpha: Annotated[StrictFloat, Field(gt=0, lt=1e6)] = 1.0
     strategy: StrategySettings = StrategySettings()
+    privacy: PrivacySettings = PrivacySettings()
+    secure: SecureSettings = SecureSettings()
+    clients_per_round: Count | None = None
+    min_clients: Count = 1
+    client_timeout: str | None = None
+    wire: WireFormat = "float32"
     num_rounds: Count = 6
+    evaluate_every: Count = 1
     batch_size: Count = 8
     local_steps: Count = 20
     optimiser: Optimiser = "adamw"
@@ -132,7 +160,12 @@ class RunConfig(Strict):
     training_chips: Literal["own", "new", "design"] = "own"
     dies: Count = 1
     seed: Annotated[StrictInt, Field(ge=0)] = 0
-    threads: Count = 2
+    threads: Count | None = None
+
+    @property
+    def asked(self) -> int:
+        """Clients asked in each round."""
+        return min(self.clients_per_round or self.num_clients, self.num_clients)
 
     @field_validator("fields")
     @classmethod
@@ -157,12 +190,59 @@ class RunConfig(Strict):
             raise ValueError("field_tokens have no effect on the task text, which is cut into pieces of max_tokens")
         if self.split == "column" and self.task == "csv" and self.split_column is None:
             raise ValueError("the split column needs split_column, the name of the table's column")
-        self.strategy.check_clients(self.num_clients)
-        if self.strategy.factors == "svd" and self.lora.freeze_a:
-            raise ValueError("lora.freeze_a leaves A as it is, and strategy.factors: svd changes it; take one of them")
+        self._check_federation()
+        self._check_privacy()
+        self._check_secure()
         if self.calibration == "temperature" and self.split in ("holdout", "kfold") and not self.validation_fraction:
             raise ValueError("a temperature is fitted on validation cases: set validation_fraction above 0")
         return self
+
+    def _check_privacy(self) -> None:
+        """Raise ValueError where a guarantee would not hold."""
+        privacy, strategy = self.privacy, self.strategy
+        if privacy.kind == "client" and (strategy.kind not in ("fedavg", "fedprox") or strategy.factors != "average"):
+            raise ValueError("privacy of clients is accounted for plain averages: strategy.kind fedavg or fedprox")
+        if privacy.kind == "record" and self.lora.train_scalers:
+            raise ValueError("lora.train_scalers has no gradient per case: take privacy.kind client, or none")
+        if privacy.kind == "record" and self.lora.dropout:
+            raise ValueError("lora.dropout draws by a case's place in the batch, and so lets cases act on each other")
+
+    def _check_secure(self) -> None:
+        """Raise ValueError where the server needs more of single clients than secure aggregation lets it see."""
+        if self.secure.threshold_of(self.asked) is None:
+            return
+        if self.strategy.kind not in AVERAGING or self.strategy.factors != "average":
+            raise ValueError(
+                "secure.aggregation shows the server the clients' mean alone, which is not enough for strategy.kind"
+                f" {self.strategy.kind} with factors {self.strategy.factors}; take {', '.join(AVERAGING)}, and average"
+            )
+        if self.privacy.kind == "client":
+            raise ValueError("privacy.kind client cuts single updates at the server, which secure.aggregation hides")
+        if self.wire != "float32":
+            raise ValueError(f"secure.aggregation sends numbers of its own form; wire: {self.wire} has no effect")
+
+    def _check_federation(self) -> None:
+        asked = self.asked
+        if self.clients_per_round is not None and self.clients_per_round > self.num_clients:
+            raise ValueError(f"clients_per_round is more than the {self.num_clients} clients there are")
+        if self.min_clients > asked:
+            raise ValueError(f"min_clients is more than the {asked} clients that are asked in a round")
+        self.strategy.check_clients(asked)
+        if self.strategy.factors in ("svd", "share_a") and self.lora.freeze_a:
+            raise ValueError(
+                f"lora.freeze_a leaves A as it is, and strategy.factors: {self.strategy.factors} changes it; take one"
+            )
+        if self.strategy.client_ranks and self.strategy.factors != "svd":
+            raise ValueError("adapters of different ranks have no average: strategy.client_ranks needs factors: svd")
+        if any(rank > self.lora.r for rank in self.strategy.client_ranks):
+            raise ValueError(f"a rank of strategy.client_ranks is above lora.r, which is {self.lora.r}")
+
+    @field_validator("client_timeout")
+    @classmethod
+    def _readable_time(cls, value: str | None) -> str | None:
+        if value is not None and not parse_quantity(value, "s") > 0:
+            raise ValueError("expected a time above zero")
+        return value
 
     @field_validator("token_period")
     @classmethod
@@ -172,8 +252,16 @@ class RunConfig(Strict):
         return value
 
 
-SECTIONS: dict[str, type[BaseModel]] = {"lora": LoraSettings, "cues": CueSettings, "strategy": StrategySettings}
+SECTIONS: dict[str, type[BaseModel]] = {
+    "lora": LoraSettings, "cues": CueSettings, "strategy": StrategySettings, "privacy": PrivacySettings,
+    "secure": SecureSettings,
+}  # fmt: skip
 """Keys of a run that hold further keys, apart from ``device``."""
+
+
+def threads_of(config: RunConfig) -> int:
+    """Return the CPU threads of a process that does everything in turn."""
+    return config.threads or 2
 
 
 def load_config(file: Path | None = None, settings: Mapping[str, object] | None = None) -> RunConfig:

@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from device_models import DeviceModel, InputError
-from fllm.config import RunConfig
+from fllm.config import RunConfig, threads_of
 from fllm.data.budget import TokenizerEncoder
 from fllm.model.adapters import attach_adapter
 from fllm.model.base import load_model
@@ -52,7 +52,7 @@ def open_desk(config: RunConfig, die: int) -> Desk:
     Raises:
         InputError: If one of them cannot be loaded, or they do not belong together.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(threads_of(config))
     device = device_of(config)
     loaded = load_model(config.model, device, token_period_of(config), sample_notes(config.fields), config.adaptation)
     model, period_s = loaded.model, loaded.placing.token_period_s

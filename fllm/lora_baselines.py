@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fllm.evaluation import Scores, bootstrap_interval, over_dies, scores_facts
 from fllm.federation.task import Hospital
 from fllm.model.adapters import get_adapter, set_adapter
 from fllm.outcome import Evaluation, evaluate_everywhere
-from fllm.preparation import Prepared, make_hospital
+from fllm.preparation import Prepared, make_hospital, training_die
 
 NAMES = {"centralised": "LoRA, centralised", "local": "LoRA, each client alone"}
 """Kind of baseline -> its name in reports."""
@@ -59,7 +60,8 @@ def _pooled(prepared: Prepared) -> Hospital:
     config, hospitals = prepared.config, prepared.hospitals
     training = replace(hospitals[0].training, steps=pooled_steps(config))
     prompts = prepared.encoded.of(prepared.cases.split.train)
-    return make_hospital(len(hospitals), prompts, prepared.bench, prepared.device, training)
+    chips = lru_cache(1)(partial(training_die, config, prepared.device))
+    return make_hospital(len(hospitals), prompts, prepared.bench, prepared.device, training, chips)
 
 
 def pooled_steps(config: RunConfig) -> int:

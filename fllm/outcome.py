@@ -18,7 +18,7 @@ from fllm.evaluation import (
     generation_facts,
     over_dies,
 )
-from fllm.federation.client_app import counts_of
+from fllm.federation.participants import Participant
 from fllm.federation.server_app import Round
 from fllm.federation.task import label_of
 from fllm.memory import peak_memory_bytes
@@ -58,22 +58,25 @@ def evaluate_everywhere(prepared: Prepared) -> Evaluation:
     return Evaluation(ideal, [first, *(on(die) for die in prepared.dies[1:])], counts)
 
 
-_OF_TRAINING = ("train_loss", "clients", "failures", "aggregation_error", "uplink_bytes", "downlink_bytes")
+_OF_TRAINING = (
+    "train_loss", "clients", "failures", "aggregation_error", "participants", "uplink_bytes", "downlink_bytes",
+)  # fmt: skip
 """What a round says of training; absent where nothing is trained."""
 
 
 def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Round | None = None) -> dict[str, Any]:
     """Describe a round; without an outcome, the model before the first one."""
-    counts = on_chip(counts_of(outcome.metrics) if outcome else scores.counts or EventCounts(), prepared)
+    counts = on_chip(outcome.counts if outcome else scores.counts or EventCounts(), prepared)
     cost = price(counts, prepared.device, token_period_s=prepared.period_s)
     row = {
         "round": number,
-        "train_loss": float(outcome.metrics["train-loss"]) if outcome else None,
+        "train_loss": outcome.loss if outcome else None,
         "clients": outcome.clients if outcome else 0,
         "failures": list(outcome.failures) if outcome else [],
         "aggregation_error": outcome.aggregation_error if outcome else None,
-        "uplink_bytes": 0,
-        "downlink_bytes": 0,
+        "participants": [_participant(one) for one in outcome.participants] if outcome else [],
+        "uplink_bytes": outcome.uplink_bytes if outcome else 0,
+        "downlink_bytes": outcome.downlink_bytes if outcome else 0,
         "tokens": counts.tokens,
         "counts": dict(sorted(counts.events.items())),
         "counts_by_layer": layers_of(counts),
@@ -84,7 +87,23 @@ def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Roun
         "hardware": {key: _spread([getattr(die, key) for die in scores.dies]) for key in METRICS},
         "adapter_sha256": adapter_digest(whole_adapter(prepared.model)),
     }
+    if outcome is not None and outcome.privacy is not None:
+        row["privacy"] = dict(outcome.privacy)
     return {key: value for key, value in row.items() if not (prepared.config.evaluate_only and key in _OF_TRAINING)}
+
+
+def _participant(one: Participant) -> dict[str, Any]:
+    """Describe what became of a client; how many cases it has stands among the data, under their rules."""
+    return {
+        "client": one.partition,
+        "reason": one.reason,
+        "train_loss": one.loss,
+        "uplink_bytes": one.uplink_bytes,
+        "downlink_bytes": one.downlink_bytes,
+        "update_norm": one.norm,
+        "update_cosine": one.cosine,
+        "outlier": one.outlier,
+    }
 
 
 def _spread(values: list[float | None]) -> dict[str, Any]:

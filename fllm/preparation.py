@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from device_models import DeviceModel, InputError, load_device, parse_quantity
 from device_models.machines import Network, load_network
 from fllm.baselines import baselines, language_baselines
 from fllm.cases import Cases, load_cases
-from fllm.config import RunConfig
+from fllm.config import RunConfig, threads_of
 from fllm.data import build_note, load_synthetic
 from fllm.data.budget import TokenBudget
 from fllm.data.corpus import Example, Task, answer_text
 from fllm.evaluation import Prompt, Scores, evaluate
+from fllm.federation.privacy import PrivacyTerms, check_extra
+from fllm.federation.privacy_noise import noise_source
+from fllm.federation.privacy_record import GradientPrivacy, PrivateHospital
 from fllm.federation.task import Hospital, LocalTraining
 from fllm.model.adapters import adapter_digest, attach_adapter, get_adapter, load_adapter, read_adapter
 from fllm.model.base import LoadedModel, load_model, model_facts
@@ -123,7 +127,8 @@ class Prepared:
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
     """Load device, cases and model, write the prompts, and score the baselines."""
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(threads_of(config))
+    check_extra(config.privacy)
     config = with_settings_of_adapter(config)
     device = device_of(config)
     network = load_network(config.network)
@@ -134,6 +139,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     observer.stage("writing the prompts")
     encoded = bench.encode(cases.corpus.examples)
     _check_prompts(cases, encoded)
+    privacy_of(config, [len(encoded.of(client.train)) for client in cases.clients]).check()
     observer.stage("scoring the baselines")
     period_s = bench.loaded.placing.token_period_s
     dies = [evaluation_die(config, device, number) for number in range(config.dies)]
@@ -168,14 +174,78 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         del record["network"]  # nothing is sent
     held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
     built = _one_token(bench.model, bench.pad_id)
-    hospitals = [
-        make_hospital(index, encoded.of(client.train), bench, device, _local_training(config))
-        for index, client in enumerate(cases.clients)
-    ]
+    hospitals = _hospitals(cases, encoded, bench, device)
     return Prepared(
         config, device, ideal_twin(device), cases, encoded, bench, held_out, hospitals, get_adapter(bench.model),
         record, period_s, dies, built, network,
     )  # fmt: skip
+
+
+def _hospitals(cases: Cases, encoded: Encoded, bench: Bench, device: DeviceModel) -> list[Hospital]:
+    chips = lru_cache(CHIPS_KEPT)(partial(training_die, bench.config, device))
+    training = _local_training(bench.config)
+    return [
+        make_hospital(index, encoded.of(client.train), bench, device, training, chips, _of_gradients(bench.config))
+        for index, client in enumerate(cases.clients)
+    ]
+
+
+def privacy_of(config: RunConfig, sizes: Sequence[int]) -> PrivacyTerms:
+    """Return what the privacy of a run follows from.
+
+    Args:
+        config: The run.
+        sizes: Cases of each client.
+    """
+    return PrivacyTerms(
+        config.privacy, config.num_clients, min(config.clients_per_round or config.num_clients, config.num_clients),
+        tuple(sizes), config.batch_size, config.local_steps, config.seed,
+    )  # fmt: skip
+
+
+def _of_gradients(config: RunConfig) -> GradientPrivacy | None:
+    """Return how clients keep their cases private, if they do so themselves."""
+    settings = config.privacy
+    if settings.kind != "record":
+        return None
+    return GradientPrivacy(settings.noise_multiplier, settings.clipping_norm, noise_source(settings, config.seed))
+
+
+def load_hospitals(config: RunConfig) -> tuple[list[Hospital], dict[str, Tensor]]:
+    """Load the clients of a run and no more, in a process that only trains.
+
+    Returns:
+        The clients, and the adapter that each begins with.
+    """
+    config = with_settings_of_adapter(config)
+    device, cases = device_of(config), load_cases(config)
+    bench = load_bench(config, cases.corpus.task, device)
+    encoded = bench.encode([example for client in cases.clients for example in client.train])
+    return _hospitals(cases, encoded, bench, device), get_adapter(bench.model)
+
+
+def load_hospital(config: RunConfig, partition: int, *, own_cases: bool) -> tuple[Hospital, dict[str, Tensor], str]:
+    """Load one client of a run and no more, in a process that trains that one alone.
+
+    Args:
+        config: The run.
+        partition: The client.
+        own_cases: The cases that the run reads are all this client's; else it takes its part of them.
+
+    Returns:
+        The client, the adapter that it begins with, and the digest of the base model.
+    """
+    config = with_settings_of_adapter(config)
+    alone = config.model_copy(update={"num_clients": 1, "partition": "iid"})
+    device, cases = device_of(config), load_cases(alone if own_cases else config)
+    client = cases.clients[0 if own_cases else partition]
+    bench = load_bench(config, cases.corpus.task, device)
+    prompts = bench.encode(client.train).of(client.train)
+    if not prompts:
+        raise InputError("no text of two tokens or more", where=cases.corpus.source, remedy="bring longer texts")
+    chips = partial(training_die, bench.config, device)
+    hospital = make_hospital(partition, prompts, bench, device, _local_training(bench.config), chips)
+    return hospital, get_adapter(bench.model), bench.loaded.sha256
 
 
 def _check_prompts(cases: Cases, encoded: Encoded) -> None:
@@ -285,18 +355,24 @@ def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
     return Die(seed_of(config.seed, "die of evaluation", number), device)
 
 
+Chips = Callable[[int, int], Die | None]
+"""Returns the chip that a client trains on in a round; see :func:`training_die`."""
+CHIPS_KEPT = 16
+"""Chips whose deviations are kept once they are drawn: some 25 MB each for the shipped model."""
+
+
 def make_hospital(
-    index: int, prompts: list[Prompt], bench: Bench, device: DeviceModel, training: LocalTraining
-) -> Hospital:
-    """Make one client: its prompts, and the shared model on the chip that it trains on."""
-    own = training_die(bench.config, device, index, 0)  # keeps its deviations once they are drawn
+    index: int, prompts: list[Prompt], bench: Bench, device: DeviceModel, training: LocalTraining, chips: Chips,
+    privacy: GradientPrivacy | None = None,
+) -> Hospital:  # fmt: skip
+    """Make one client: its prompts, the shared model on the chip that it trains on, and how it protects its cases."""
 
     def put_on_chip(server_round: int) -> None:
-        new = bench.config.training_chips == "new"
-        die = training_die(bench.config, device, index, server_round) if new else own
+        die = chips(index, server_round if bench.config.training_chips == "new" else 0)
         emulate(bench.model, device, die_seed=die, token_period=bench.loaded.placing.token_period_s)
 
-    return Hospital(index, prompts, bench.model, bench.answers, bench.pad_id, training, put_on_chip)
+    kind = Hospital if privacy is None else partial(PrivateHospital, privacy=privacy)
+    return kind(index, prompts, bench.model, bench.answers, bench.pad_id, training, put_on_chip)
 
 
 def _local_training(config: RunConfig) -> LocalTraining:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_models import DeviceModel
 from device_models.machines import Network
-from fllm.config import RunConfig
+from fllm.config import RunConfig, threads_of
 from fllm.data.corpus import Corpus
 from fllm.data.holdings import label_counts, partition_facts
 from fllm.energy import cost_sources, provenance_rows
@@ -35,7 +35,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": f"{platform.system()} {platform.machine()}",
-        "threads": config.threads,
+        "threads": threads_of(config),
         "packages": {name: version(name) for name in names if name != "fllm" or _installed("fllm")},
     }
 

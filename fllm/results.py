@@ -61,6 +61,9 @@ _ROUND_PATHS: dict[str, tuple[str, ...]] = {
     "aggregation_error": ("aggregation_error",),
 }
 
+_PRIVACY_PATHS: dict[str, tuple[str, ...]] = {"epsilon": ("privacy", "epsilon"), "delta": ("privacy", "delta")}
+"""Columns of a run with differential privacy alone."""
+
 ROUND_COLUMNS: tuple[str, ...] = tuple(_ROUND_PATHS)
 
 
@@ -124,12 +127,17 @@ def write_rounds_csv(path: Path | str, result: Mapping[str, Any]) -> None:
 
 
 def rounds_csv(result: Mapping[str, Any]) -> str:
-    """Return one row per round, columns :data:`ROUND_COLUMNS`; a number that is not known is an empty cell."""
+    """Return one row per round, columns :data:`ROUND_COLUMNS`; a number that is not known is an empty cell.
+
+    A run with differential privacy has two columns more, ``epsilon`` and ``delta``.
+    """
+    private = any(row.get("privacy") for row in result["rounds"])
+    paths = _ROUND_PATHS | (_PRIVACY_PATHS if private else {})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ROUND_COLUMNS)
+    writer.writerow(paths)
     for row in result["rounds"]:
-        writer.writerow([value_at(row, *keys) for keys in _ROUND_PATHS.values()])
+        writer.writerow([value_at(row, *keys) for keys in paths.values()])
     return text.getvalue()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
 
 from device_models import InputError
 from fllm.accounting import training_of
@@ -22,13 +24,12 @@ from fllm.checkpoints import (
     save_checkpoint,
 )
 from fllm.config import RunConfig, validate_config
-from fllm.federation.client_app import make_client_app
-from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
+from fllm.federation.server_app import Round, RoundFailed, Start, federate
+from fllm.local_clients import local_grid, terms_of
 from fllm.lora_baselines import key_of, lora_baseline
 from fllm.model.adapters import adapter_digest, frozen_adapter, get_adapter, save_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
-from fllm.outcome import evaluate_everywhere, final_facts, round_row
+from fllm.outcome import Evaluation, evaluate_everywhere, final_facts, round_row
 from fllm.preparation import Prepared, identity_of, prepare
 from fllm.report import render
 from fllm.results import read_result, write_result, write_rounds_csv
@@ -37,6 +38,8 @@ from hwsim.effects import is_configured
 RESULT = "result.json"
 ADAPTER = "adapter"
 NEXT_ADAPTER = "adapter.next"
+KEPT = "clients"
+"""Folder of what clients of this machine keep from round to round."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,9 +58,36 @@ class RunResult:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """Where the clients of a run are.
+
+    Attributes:
+        workers: Processes of this machine that train clients at the same time; 1 trains in the run's own.
+        grid: Grid of a deployment, whose clients are elsewhere; None is this machine.
+        message: What every message to them tells beside the adapter.
+    """
+
+    workers: int = 1
+    grid: Grid | None = None
+    message: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def open(self, prepared: Prepared, folder: Path) -> Iterator[Grid]:
+        """Give the grid; what clients of this machine keep lies in a folder."""
+        if self.grid is not None:
+            yield self.grid
+            return
+        with local_grid(prepared, folder, self.workers) as grid:
+            yield grid
+
+
+HERE = Engine()
+
+
 def run(
     config: RunConfig, *, out: Path = Path("reports"), name: str | None = None, command: str = "fllm.run(...)",
-    observer: Observer | None = None,
+    observer: Observer | None = None, engine: Engine = HERE,
 ) -> RunResult:  # fmt: skip
     """Run federated fine-tuning through the emulated device, or only evaluate a trained adapter on it.
 
@@ -67,6 +97,7 @@ def run(
         name: Name of that folder; None is made of device, seed and time.
         command: How the run was started, for the report.
         observer: Is told about stages and rounds.
+        engine: Where the clients are; no result depends on it.
 
     Returns:
         The result; its folder holds ``result.json``, ``rounds.csv``, ``report.html``, figures, and ``adapter/`` if
@@ -85,16 +116,19 @@ def run(
     prepared.record.update(
         {"name": folder.name, "command": command, "created": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     )
-    return _go_on(prepared, folder, observer, started)
+    return _go_on(prepared, folder, observer, started, engine)
 
 
-def resume(folder: Path, *, from_round: int | None = None, observer: Observer | None = None) -> RunResult:
+def resume(
+    folder: Path, *, from_round: int | None = None, observer: Observer | None = None, engine: Engine = HERE
+) -> RunResult:
     """Continue an interrupted run from its last whole round; it ends as an uninterrupted one would have.
 
     Args:
         folder: The run.
         from_round: An earlier round to go on from, where the checkpoint of the last one is damaged.
         observer: Is told about stages and rounds.
+        engine: Where the clients are; need not be the one that the run began with.
 
     Raises:
         InputError: If there is no such run, it is complete, its checkpoint is gone or damaged, or data, model, device
@@ -114,7 +148,7 @@ def resume(folder: Path, *, from_round: int | None = None, observer: Observer | 
         prepared.record["rounds"] = _up_to(former["rounds"], from_round, folder)
     trained = [key_of(kind) for kind in prepared.config.lora_baselines]
     prepared.record["baselines"] |= {key: former["baselines"][key] for key in trained if key in former["baselines"]}
-    return _go_on(prepared, folder, observer, started)
+    return _go_on(prepared, folder, observer, started, engine)
 
 
 def run_or_resume(config: RunConfig, folder: Path, *, command: str, observer: Observer | None = None) -> None:
@@ -125,7 +159,7 @@ def run_or_resume(config: RunConfig, folder: Path, *, command: str, observer: Ob
         resume(folder, observer=observer)
 
 
-def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
+def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float, engine: Engine) -> RunResult:
     """Run the rounds that are missing; an interruption leaves the last whole one to go on from."""
     record = prepared.record
     try:
@@ -134,7 +168,7 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
         raise InputError(f"cannot be made ({error.strerror})", where=str(folder), remedy="check --out") from None
     try:
         observer.run_started(record, folder)
-        result = _finish(prepared, folder, observer, started)
+        result = _finish(prepared, folder, observer, started, engine)
     except KeyboardInterrupt:
         if not record["rounds"]:
             raise
@@ -149,64 +183,89 @@ def _go_on(prepared: Prepared, folder: Path, observer: Observer, started: float)
     finally:
         observer.run_ended(record)
     remove_checkpoints(folder)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
     return result
 
 
-def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float) -> RunResult:
+def _finish(prepared: Prepared, folder: Path, observer: Observer, started: float, engine: Engine) -> RunResult:
     """Run the rounds that are missing, writing the state after each."""
-    record, config, model = prepared.record, prepared.config, prepared.model
-    finished = sum(row["round"] > 0 for row in record["rounds"])
-    start = Start(get_adapter(model), frozen=frozen_adapter(model))
-    if finished:
-        checkpoint = _checkpoint(folder, record["rounds"][-1])
-        set_adapter(model, checkpoint.adapter)
-        _publish(prepared, folder)
-        start = replace(start, adapter=get_adapter(model), first_round=finished + 1, strategy_state=checkpoint.strategy)
-    observer.stage("evaluating the model")
-    scores = evaluate_everywhere(prepared)
-    if not record["rounds"]:
-        record["rounds"] = [round_row(0, prepared, scores)]
-        _write(record, folder)
-    last_round = 0 if config.evaluate_only else config.num_rounds
-    for row in record["rounds"]:
-        observer.round_done(row, last_round)
-
-    def on_round(outcome: Round) -> None:
-        nonlocal scores
-        set_adapter(model, outcome.adapter)
-        observer.stage(f"evaluating round {outcome.number}")
-        scores = evaluate_everywhere(prepared)
-        row = round_row(outcome.number, prepared, scores, outcome)
-        row |= {"uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
-        row["training"] = training_of([row], prepared)
-        grid.uplink_bytes = grid.downlink_bytes = 0
-        # Before its row: a recorded round has its checkpoint
-        save_checkpoint(folder, Checkpoint(outcome.number, whole_adapter(model), outcome.strategy_state))
-        record["rounds"].append(row)
-        _write(record, folder)
-        _publish(prepared, folder)
-        drop_old_checkpoints(folder, outcome.number)
-        observer.round_done(row, last_round)
-        if outcome.number < last_round:
-            observer.stage(f"training round {outcome.number + 1}")
-
-    grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), config.num_clients)
-    server = make_server_app(
-        config.strategy, start, clients=config.num_clients, last_round=last_round, on_round=on_round
-    )
-    if finished < last_round:
-        observer.stage(f"training round {finished + 1}")
-        server(grid, Context(1, 0, {}, RecordDict(), {}))
+    record, config = prepared.record, prepared.config
+    state = _State(prepared, folder, observer)
+    start = state.restored()
+    if start.first_round <= state.last_round:
+        with engine.open(prepared, folder / KEPT) as grid:  # processes load their model meanwhile
+            state.begin()
+            observer.stage(f"training round {start.first_round}")
+            federate(grid, terms_of(config, engine.message), start, state.add)
+    else:
+        state.begin()
     if not config.evaluate_only:
         _add_baselines(prepared, folder, observer)
     observer.stage("writing the report")
-    record["final"] = final_facts(prepared, scores, time.monotonic() - started)
+    record["final"] = final_facts(prepared, state.scores, time.monotonic() - started)
     if is_configured(prepared.device, "refresh") and not record["final"]["counts"].get("attention.refresh_conversion"):
         record["warnings"].append("no effect of refresh: no token of this run grew as old as its interval")
     record["status"] = "completed"
     _write(record, folder)
     render(record, folder)
     return RunResult(folder, record)
+
+
+class _State:
+    """A run between two rounds: its model, its record on disk, and the last scores.
+
+    Args:
+        prepared: The run.
+        folder: Its folder.
+        observer: Is told about rounds.
+    """
+
+    scores: Evaluation
+
+    def __init__(self, prepared: Prepared, folder: Path, observer: Observer) -> None:
+        self._prepared, self._folder, self._observer = prepared, folder, observer
+        self.last_round = 0 if prepared.config.evaluate_only else prepared.config.num_rounds
+
+    def restored(self) -> Start:
+        """Set the adapter of the last whole round, and return where to start."""
+        model, rows = self._prepared.model, self._prepared.record["rounds"]
+        finished = sum(row["round"] > 0 for row in rows)
+        start = Start(get_adapter(model), frozen=frozen_adapter(model))
+        if not finished:
+            return start
+        checkpoint = _checkpoint(self._folder, rows[-1])
+        set_adapter(model, checkpoint.adapter)
+        _publish(self._prepared, self._folder)
+        return replace(start, adapter=get_adapter(model), first_round=finished + 1, strategy_state=checkpoint.strategy)
+
+    def begin(self) -> None:
+        """Evaluate the model that is started from."""
+        self._observer.stage("evaluating the model")
+        self.scores = evaluate_everywhere(self._prepared)
+        record = self._prepared.record
+        if not record["rounds"]:
+            record["rounds"] = [round_row(0, self._prepared, self.scores)]
+            _write(record, self._folder)
+        for row in record["rounds"]:
+            self._observer.round_done(row, self.last_round)
+
+    def add(self, outcome: Round) -> None:
+        """Evaluate a round, and write its checkpoint and its row."""
+        prepared, folder, number = self._prepared, self._folder, outcome.number
+        set_adapter(prepared.model, outcome.adapter)
+        self._observer.stage(f"evaluating round {number}")
+        self.scores = evaluate_everywhere(prepared)
+        row = round_row(number, prepared, self.scores, outcome)
+        row["training"] = training_of([row], prepared)
+        # Before its row: a recorded round has its checkpoint
+        save_checkpoint(folder, Checkpoint(number, whole_adapter(prepared.model), outcome.strategy_state))
+        prepared.record["rounds"].append(row)
+        _write(prepared.record, folder)
+        _publish(prepared, folder)
+        drop_old_checkpoints(folder, number)
+        self._observer.round_done(row, self.last_round)
+        if number < self.last_round:
+            self._observer.stage(f"training round {number + 1}")
 
 
 def _add_baselines(prepared: Prepared, folder: Path, observer: Observer) -> None:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 Count = Annotated[StrictInt, Field(ge=1)]
 Optimiser = Literal["adamw", "sgd"]
 """Of the clients; what each costs stands in :mod:`hwsim.training`."""
+WireFormat = Literal["float32", "float16", "int8"]
+"""Of the numbers of an adapter on their way."""
 
 
 class Strict(BaseModel):
@@ -38,7 +40,6 @@ class LoraSettings(Strict):
     freeze_a: StrictBool = False
     train_scalers: StrictBool = False
 
-
 class CueSettings(Strict):
     """Switches against what tells the diagnosis without describing it."""
 
@@ -60,7 +61,9 @@ class StrategySettings(Strict):
             train by ``optimiser: sgd``), ``fedmedian`` or ``trimmed_mean`` (Yin 2018, of each number), ``krum`` or
             ``multikrum`` (Blanchard 2017: the updates closest to the others).
         factors: What is averaged of low-rank adapters: ``average`` takes the means of A and of B, which is not the mean
-            of their products; ``svd`` sends the factors of the adapters' rank whose product is closest to that mean.
+            of their products; ``svd`` sends the factors of the adapters' rank whose product is closest to that mean;
+            ``share_a`` averages A, and B stays at each client (FedSA-LoRA, Guo et al., ICLR 2025).
+        client_ranks: Ranks of the clients' adapters, none above ``lora.r``, dealt in turn; needs ``factors: svd``.
         server_learning_rate: Of ``fedavgm``, ``fedadam`` and ``fedyogi``; None is 1 for the first, where that is
             plain momentum, and 0.01 for the others, where it falls linearly over the rounds towards a tenth.
         server_momentum: Of ``fedavgm``.
@@ -76,7 +79,8 @@ class StrategySettings(Strict):
     kind: Literal[
         "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "trimmed_mean", "krum", "multikrum"
     ] = "fedavg"
-    factors: Literal["average", "svd"] = "average"
+    factors: Literal["average", "svd", "share_a"] = "average"
+    client_ranks: tuple[Count, ...] = ()
     server_learning_rate: Annotated[StrictFloat, Field(gt=0)] | None = None
     server_momentum: Share = 0.9
     beta_1: Share = 0.9
@@ -108,6 +112,75 @@ class StrategySettings(Strict):
             raise ValueError(f"keep is more than the {clients - self.malicious} clients that are not malicious")
 
 
+class PrivacySettings(Strict):
+    """Differential privacy of what leaves a client: whom it protects, and how much. Needs the extra ``dp``.
+
+    Attributes:
+        kind: ``client``: the server cuts every client's update to ``clipping_norm`` and adds noise to their plain mean,
+            so that the adapter hardly tells whether a client took part; all clients must answer. ``record``: every
+            client trains by DP-SGD, which cuts the gradient of each case and adds noise to their sum, so that an update
+            hardly tells whether a case (a piece of text without classes) was among the client's.
+        noise_multiplier: Standard deviation of that noise, in clipping norms; epsilon follows from it.
+        clipping_norm: Largest Euclidean norm of a client's update, or of a case's gradient.
+        target_delta: The delta that epsilon is stated for; must lie below one in the number of clients, or of cases.
+        max_epsilon: The run ends before the round that would spend more; None sets no limit.
+        secret_noise: Noise and the drawing of cases come from the operating system's entropy: the run cannot be
+            repeated. Otherwise they follow from the seed, and who knows the seed can take the noise off: a simulation
+            of privacy, and of what it costs.
+    """
+
+    kind: Literal["none", "client", "record"] = "none"
+    noise_multiplier: Annotated[StrictFloat, Field(gt=0)] = 1.0
+    clipping_norm: Annotated[StrictFloat, Field(gt=0)] = 1.0
+    target_delta: Annotated[StrictFloat, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: Annotated[StrictFloat, Field(gt=0)] | None = None
+    secret_noise: StrictBool = False
+
+    @model_validator(mode="after")
+    def _without_effect(self) -> PrivacySettings:
+        """Refuse settings where there is no privacy."""
+        for key, field in type(self).model_fields.items():
+            if self.kind == "none" and getattr(self, key) != field.default:
+                raise ValueError(f"{key} has no effect with none; it belongs to client, record")
+        return self
+
+
+class SecureSettings(Strict):
+    """Secure aggregation: the server learns the sum of the clients' updates, and none of them (Bonawitz et al. 2017).
+
+    Attributes:
+        aggregation: Clients mask their updates, losses and numbers of cases, so that the masks cancel in the sum; what
+            the server then knows of a single client are the counts of its events. Four messages a round instead of one.
+        threshold: How many clients together can take the masks of another off, one that dropped out or all; as many
+            must answer in every stage of a round. None is two thirds of those asked.
+    """
+
+    aggregation: StrictBool = False
+    threshold: Count | None = None
+
+    @model_validator(mode="after")
+    def _without_effect(self) -> SecureSettings:
+        if self.threshold is not None and not self.aggregation:
+            raise ValueError("threshold has no effect without aggregation")
+        return self
+
+    def threshold_of(self, clients: int) -> int | None:
+        """Return the threshold for so many clients of a round; None is without secure aggregation.
+
+        Raises:
+            ValueError: If it is not more than half of them, at least 2, and no more than all.
+        """
+        if not self.aggregation:
+            return None
+        from fllm.federation.secure.thresholds import check_threshold, default_threshold
+
+        threshold = default_threshold(clients) if self.threshold is None else self.threshold
+        check_threshold(threshold, clients)
+        return threshold
+
+
+AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi")
+"""Strategies that need no more of the clients' updates than their mean."""
 _READ_BY: dict[str, tuple[str, ...]] = {
     "factors": ("fedavg", "fedprox"),
     "server_learning_rate": ("fedavgm", "fedadam", "fedyogi"),

@@ -67,3 +67,11 @@ DECAYED = 1e-3
 
 TWO_DIGITS = 0.02
 """Relative: device files round derived prices to two digits, the coarsest of them 0.158 pJ to 0.16 pJ."""
+
+BATCH_OF_ONE = 1e-3
+"""Relative, of a gradient's norm, float32: sums of other shapes differ in their last bits, which may move an activation
+over the edge of an 8-bit code (measured: below 3e-4)."""
+
+MASKED_MEAN = 1e-6
+"""Absolute, of values of order 1: Flower's mean of float32 is off by a few 1e-7, the masked mean by 2^-31 and one
+rounding to float32; adaptive servers multiply that by up to ten."""

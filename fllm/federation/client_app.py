@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import Tensor
 
-from fllm.federation.task import Hospital
+from fllm.federation.exchange import PLAIN, Exchange, rank_of
+from fllm.federation.kept import Kept
+from fllm.federation.task import Update
 from hwsim import EventCounts
 from hwsim.events import EVENTS
 
 COUNT_PREFIX = "count/"
-"""Metrics of this prefix are sums over clients; all others are means."""
 TOKENS = f"{COUNT_PREFIX}tokens"
 OUTSIDE = "-"
 """Stands for the layer of events outside of the decoder's layers."""
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+"""Records of a message."""
+PARTITION, WEIGHT_KEY, LOSS = "partition-id", "num-examples", "train-loss"
+"""Metrics of a reply; an update is weighted by the second, where a strategy weights."""
+HELLO = "query.hello"
+"""Type of the message that asks a node which client it is."""
+_PERSONAL, _LOST = "personal/", "lost/"
+
+
+class Trainer(Protocol):
+    """What trains at a client; see :class:`fllm.federation.task.Hospital`."""
+
+    def train(self, adapter: Mapping[str, Tensor], server_round: int, *, proximal_mu: float = 0.0) -> Update:
+        """Train one round from the given adapter."""
 
 
 def count_metrics(counts: EventCounts) -> dict[str, int | list[int]]:
@@ -32,7 +49,11 @@ def count_metrics(counts: EventCounts) -> dict[str, int | list[int]]:
 
 
 def counts_of(metrics: Mapping[str, Any]) -> EventCounts:
-    """Read counts back from the metrics of one or of several clients; what hardware was built is not in them."""
+    """Read counts back from the metrics of a client; what hardware was built is not in them.
+
+    Raises:
+        ValueError: If they are of another form.
+    """
     counts = EventCounts(tokens=int(metrics.get(TOKENS, 0)))
     for key, numbers in metrics.items():
         if key.startswith(COUNT_PREFIX) and key != TOKENS:
@@ -42,28 +63,57 @@ def counts_of(metrics: Mapping[str, Any]) -> EventCounts:
     return counts
 
 
-def make_client_app(hospital_of: Callable[[int], Hospital]) -> ClientApp:
+def make_client_app(
+    trainer_of: Callable[[int], Trainer],
+    *,
+    exchange: Exchange = PLAIN,
+    kept: Kept | None = None,
+    first: Callable[[], Mapping[str, Tensor]] = dict,
+    mods: Sequence[Mod] = (),
+) -> ClientApp:
     """Make the client application.
 
     Args:
-        hospital_of: Returns the hospital of a partition; where all run in one process, they share a model.
+        trainer_of: Returns the hospital of a partition; where all run in one process, they share a model.
+        exchange: How adapters travel.
+        kept: Where clients keep what stays with them from round to round, if the exchange needs that.
+        first: Returns the adapter that a client begins with, of which the server sends it the shared part.
+        mods: Flower's mods around training.
     """
     app = ClientApp()
 
-    @app.train()
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({PARTITION: int(context.node_config["partition-id"])})
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+    @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
-        config = message.content["config"]
-        update = hospital_of(partition).train(
-            message.content["arrays"].to_torch_state_dict(), int(config["server-round"]),
-            proximal_mu=float(config.get("proximal-mu", 0.0)),
-        )  # fmt: skip
+        partition, config = int(context.node_config["partition-id"]), message.content[CONFIG]
+        number = int(config["server-round"])
+        trainer, whole = trainer_of(partition), first()
+        start = exchange.received(message.content[ARRAYS], rank_of(whole))
+        held = kept.load(partition, number) if kept is not None else {}
+        own = {**exchange.personal(whole), **_under(held, _PERSONAL)}
+        update = trainer.train({**start, **own}, number, proximal_mu=float(config.get("proximal-mu", 0.0)))
+        arrays, lost = exchange.up(start, update.adapter, partition, _under(held, _LOST))
+        if kept is not None:
+            keep = {_PERSONAL + name: tensor for name, tensor in exchange.personal(update.adapter).items()}
+            kept.save(partition, number, keep | {_LOST + name: tensor for name, tensor in lost.items()})
         metrics: dict[str, int | float | list[int]] = {
-            "partition-id": partition,
-            "num-examples": update.examples,
-            "train-loss": update.loss,
+            PARTITION: partition,
+            WEIGHT_KEY: update.examples,
+            LOSS: update.loss,
         } | count_metrics(update.counts)
-        content = RecordDict({"arrays": ArrayRecord(update.adapter), "metrics": MetricRecord(metrics)})
-        return Message(content, reply_to=message)
+        return Message(RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)}), reply_to=message)
 
     return app
+
+
+def personal_part(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what of a client's adapter is in what it kept."""
+    return _under(held, _PERSONAL)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

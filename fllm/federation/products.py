@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from flwr.app import Message
 from torch import Tensor
 
+from fllm.federation.client_app import WEIGHT_KEY
 from fllm.federation.factors import A, B, Factors, average_error, best_average, factors_of
-from fllm.federation.strategy import WEIGHT_KEY
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,10 @@
-"""Flower's strategies over the adapter: which one, its state between rounds, what it is given, and sums of events."""
+"""Flower's strategies over the adapter: which one, its state between rounds, and what it is given."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     FedAdam,
@@ -22,39 +20,21 @@ from flwr.serverapp.strategy import (
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fllm.federation.client_app import COUNT_PREFIX
+from fllm.federation.client_app import WEIGHT_KEY
 from fllm.federation.task import falling
 from fllm.sections import StrategySettings
 
-WEIGHT_KEY = "num-examples"
-"""Metric of a reply that its update is weighted by, where a strategy weights."""
-
-
-def sum_or_mean(contents: list[RecordDict], weight_key: str) -> MetricRecord:
-    """Sum counts over clients and average all other metrics by the number of cases.
-
-    Flower's default averages every metric, which would turn events, and with them energy, into a mean per client.
-    """
-    records = [next(iter(content.metric_records.values())) for content in contents]
-    weights = [float(record[weight_key]) for record in records]
-    merged: dict[str, int | float | list[int]] = {}
-    for key in records[0]:
-        values = [record[key] for record in records]
-        if isinstance(values[0], list):
-            merged[key] = [sum(int(number) for number in numbers) for numbers in zip(*values, strict=True)]
-        elif key.startswith(COUNT_PREFIX):
-            merged[key] = sum(int(value) for value in values)
-        elif key not in (weight_key, "partition-id"):
-            parts = (weight * float(value) for weight, value in zip(weights, values, strict=True))
-            merged[key] = math.fsum(parts) / sum(weights)
-    return MetricRecord(merged)
-
 
 def make_strategy(settings: StrategySettings, num_clients: int) -> FedAvg:
-    """Return a strategy with all clients in every round and no evaluation at the clients."""
+    """Return a strategy that trains at all nodes it is shown, and evaluates at none.
+
+    Args:
+        settings: Which strategy.
+        num_clients: Clients asked in each round.
+    """
     everybody: dict[str, Any] = {
-        "fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": num_clients, "min_evaluate_nodes": 0,
-        "min_available_nodes": num_clients, "weighted_by_key": WEIGHT_KEY, "train_metrics_aggr_fn": sum_or_mean,
+        "fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 1, "min_evaluate_nodes": 0,
+        "min_available_nodes": 1, "weighted_by_key": WEIGHT_KEY, "train_metrics_aggr_fn": _no_metrics,
     }  # fmt: skip
     match settings.kind:
         case "fedavg":
@@ -78,6 +58,11 @@ def make_strategy(settings: StrategySettings, num_clients: int) -> FedAvg:
         case "multikrum":
             keep = num_clients - settings.malicious if settings.keep is None else settings.keep
             return MultiKrum(**everybody, num_malicious_nodes=settings.malicious, num_nodes_to_select=keep)
+
+
+def _no_metrics(contents: list[RecordDict], weight_key: str) -> MetricRecord:  # noqa: ARG001 - Flower's signature
+    """Return nothing: Flower would average every metric, events and with them energy included; we add them up."""
+    return MetricRecord()
 
 
 def averages(settings: StrategySettings) -> bool:
@@ -151,26 +136,3 @@ def restore_state(strategy: FedAvg, state: Mapping[str, NDArray[Any]], arrays: A
     if isinstance(strategy, FedAvgM) and state:
         strategy.current_arrays = arrays
         strategy.momentum_vector = [moments(_MOMENTUM)[key] for key in arrays]
-
-
-def usable(replies: Iterable[Message]) -> tuple[list[Message], list[str]]:
-    """Part replies, in the order of partitions, into usable ones and the reasons of the others.
-
-    An update with a NaN or an infinity would poison the average for ever, and no strategy of Flower stops it.
-    """
-    good: list[Message] = []
-    reasons: list[str] = []
-    for reply in replies:
-        if reply.has_error():
-            reasons.append(reply.error.reason)
-        elif not _finite(reply.content):
-            reasons.append("update is not finite")
-        else:
-            good.append(reply)
-    good.sort(key=lambda reply: int(next(iter(reply.content.metric_records.values()))["partition-id"]))
-    return good, reasons
-
-
-def _finite(content: RecordDict) -> bool:
-    arrays = (array.numpy() for record in content.array_records.values() for array in record.values())
-    return all(bool(np.isfinite(array).all()) for array in arrays)

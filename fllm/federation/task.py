@@ -75,6 +75,23 @@ class Update:
     counts: EventCounts
 
 
+@dataclass(frozen=True, eq=False)
+class TokenLosses:
+    """Losses of the tokens of a batch.
+
+    Attributes:
+        loss: (cases, places) [nat].
+        is_answer: (cases, places) whether a token is of the answer.
+        is_note: (cases, places) whether it is of the note.
+        sampled: (places,) whether a place has a loss for its own sake, and not for another case's answer.
+    """
+
+    loss: Tensor
+    is_answer: Tensor
+    is_note: Tensor
+    sampled: Tensor
+
+
 class Hospital:
     """One client: its cases as prompts, and the model it trains on.
 
@@ -120,22 +137,31 @@ class Hospital:
         first = [p.detach().clone() for p in weights] if proximal_mu else []
         optimiser = _optimiser(training.optimiser, weights)
         order = self._order(server_round)
-        losses = []
+        losses: list[float] = []
         with count_events() as counts, torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(training.seed, "dropout", server_round, self.partition).initial_seed())
             for step in range(1, training.steps + 1):
-                batch = [self.prompts[i] for i in order[(step - 1) * training.batch_size : step * training.batch_size]]
                 for group in optimiser.param_groups:
                     group["lr"] = training.rate(server_round, step)
                 optimiser.zero_grad(set_to_none=True)
-                losses.append(self._backward(batch, server_round, step))
+                losses += self._gradient(order, server_round, step)
                 for weight, start in zip(weights, first, strict=bool(first)):
                     assert weight.grad is not None
                     weight.grad.add_(weight.detach() - start, alpha=proximal_mu)
-                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                self._cut(weights)
                 optimiser.step()
         model.eval()
-        return Update(get_adapter(model), math.fsum(losses) / len(losses), len(self.prompts), counts)
+        return Update(get_adapter(model), math.fsum(losses) / max(1, len(losses)), len(self.prompts), counts)
+
+    def _gradient(self, order: Sequence[int], server_round: int, step: int) -> list[float]:
+        """Leave the gradient of a step at the weights; the mean loss of its cases, if it has any."""
+        size = self.training.batch_size
+        batch = [self.prompts[i] for i in order[(step - 1) * size : step * size]]
+        return [self._backward(batch, server_round, step)]
+
+    def _cut(self, weights: list[torch.nn.Parameter]) -> None:
+        """Cut the gradient before the optimiser sees it."""
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
 
     def _backward(self, batch: Sequence[Prompt], server_round: int, step: int) -> float:
         """Add up the gradients of a batch, piece by piece; its mean loss."""
@@ -170,13 +196,19 @@ class Hospital:
         return [case for place in places for case in drawn[place * batch : (place + 1) * batch]]
 
     def _losses(self, batch: Sequence[Prompt], step: int) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of the answers' tokens and of one in ``NOTE_STRIDE`` tokens of the notes.
-
-        The LM head only runs where a loss is taken; which ones they are moves on with the step. Without classes the
-        text itself is the answer.
-        """
+        """Return the mean loss of the answers' tokens and of those of the notes; without classes, the text's own."""
         if not self.answers:
             return self._text_loss(batch)
+        losses = self.token_losses(batch, step)
+        loss, is_note = losses.loss, losses.is_note
+        note_loss = loss[is_note].mean() if bool(is_note.any()) else loss.new_zeros(())
+        return loss[losses.is_answer].mean(), note_loss
+
+    def token_losses(self, batch: Sequence[Prompt], step: int) -> TokenLosses:
+        """Return the losses of the answers' tokens and of one in ``NOTE_STRIDE`` tokens of the notes.
+
+        The LM head only runs where a loss is taken; which ones they are moves on with the step.
+        """
         rows = [(*prompt.tokens, *self.answers[label_of(prompt)]) for prompt in batch]
         tokens, real = padded(rows, self.pad_id)
         start = torch.tensor([len(prompt.tokens) for prompt in batch])[:, None]
@@ -187,10 +219,7 @@ class Hospital:
             input_ids=tokens, attention_mask=real, use_cache=False, logits_to_keep=place - 1
         ).logits.float()  # fmt: skip
         loss = cross_entropy(logits.transpose(1, 2), tokens[:, place], reduction="none")
-        is_answer = (place >= start) & real[:, place].bool()
-        is_note = place < start
-        note_loss = loss[is_note].mean() if bool(is_note.any()) else loss.new_zeros(())
-        return loss[is_answer].mean(), note_loss
+        return TokenLosses(loss, (place >= start) & real[:, place].bool(), place < start, sampled[place - 1])
 
     def _text_loss(self, batch: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Return the mean loss of all tokens, and nothing beside it."""

@@ -10,6 +10,7 @@ from fllm.report import data_tables, energy_facts, energy_tables, evaluation_fac
 from fllm.report.data_facts import data_lines
 from fllm.report.findings import findings
 from fllm.report.formatting import engineering, percent, significant
+from fllm.report.privacy_tables import privacy_lines, privacy_table
 from fllm.results import value_at
 
 INTRODUCTIONS = {
@@ -52,6 +53,8 @@ def contents(result: Mapping[str, Any]) -> dict[str, Any]:
         "findings": findings(result) + energy_facts.meanings(result),
         "certainty": facts.certainty(result) + energy_facts.certainty(result),
         "rounds": tables.rounds_table(result),
+        "privacy_lines": privacy_lines(result),
+        "privacy": privacy_table(result),
         "prices": energy_tables.prices_table(result),
         "tornado": bool(energy_facts.energy_of(result).get("tornado")),
         "baselines": energy_tables.baselines_table(result),

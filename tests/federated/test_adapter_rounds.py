@@ -15,7 +15,7 @@ from fllm.config import RunConfig
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.factors import factors_of
-from fllm.federation.server_app import Round, Start, make_server_app
+from fllm.federation.server_app import Round, Start, Terms, make_server_app
 from fllm.lora_baselines import lora_baseline
 from fllm.model.adapters import adapter_digest, frozen_adapter, get_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
@@ -55,9 +55,7 @@ def one_round(
     clients = prepared.config.num_clients
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), clients)
     start = Start(get_adapter(prepared.model), frozen=frozen_adapter(prepared.model))
-    server = make_server_app(
-        strategy or StrategySettings(), start, clients=clients, last_round=number, on_round=outcomes.append
-    )
+    server = make_server_app(Terms(strategy or StrategySettings(), clients, number), start, on_round=outcomes.append)
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     return outcomes[-1], grid
 
@@ -66,12 +64,12 @@ def test_frozen_a_halves_what_is_sent_both_ways(plain: Prepared, frozen: Prepare
     free, half = one_round(plain), one_round(frozen)
     assert {name.split(".")[-2] for name in half[0].adapter} == {"lora_B"}
     values = [sum(4 * tensor.numel() for tensor in found[0].adapter.values()) for found in (free, half)]
-    headers = [found[1].uplink_bytes / 3 - size for found, size in zip((free, half), values, strict=True)]
+    headers = [found[0].uplink_bytes / 3 - size for found, size in zip((free, half), values, strict=True)]
     assert headers[1] == pytest.approx(headers[0] / 2, rel=0.01)
     for way in ("uplink_bytes", "downlink_bytes"):
         own = {name: t.numel() for name, t in free[0].adapter.items()}
         b_only = sum(n for name, n in own.items() if "lora_B" in name) / sum(own.values())
-        assert getattr(half[1], way) / getattr(free[1], way) == pytest.approx(b_only, rel=0.02)
+        assert getattr(half[0], way) / getattr(free[0], way) == pytest.approx(b_only, rel=0.02)
         assert 0.4 < b_only < 0.6
     assert frozen.record["model"]["adapter_parameters"] == values[1] // 4
 

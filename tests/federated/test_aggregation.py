@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from fllm.federation.client_app import COUNT_PREFIX, TOKENS, count_metrics, counts_of, make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
-from fllm.federation.strategy import make_strategy, sum_or_mean
+from fllm.federation.server_app import Round, RoundFailed, Start, Terms, make_server_app
+from fllm.federation.strategy import make_strategy
 from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest, get_adapter
 from fllm.preparation import Prepared
@@ -59,7 +60,7 @@ def play(
 ) -> tuple[list[Round], InProcessGrid]:
     outcomes: list[Round] = []
     engine = grid(make_client_app(hospitals.__getitem__), len(hospitals))  # type: ignore[arg-type]
-    server = make_server_app(FEDAVG, Start(START), clients=len(hospitals), last_round=rounds, on_round=outcomes.append)
+    server = make_server_app(Terms(FEDAVG, len(hospitals), rounds), Start(START), on_round=outcomes.append)
     server(engine, Context(1, 0, {}, RecordDict(), {}))
     return outcomes, engine
 
@@ -89,11 +90,9 @@ def test_aggregate_is_the_mean_weighted_by_cases() -> None:
 
 def test_counts_are_summed_and_losses_averaged_by_cases() -> None:
     ((outcome,), _) = play(healthy())
-    metrics = dict(outcome.metrics)
-    assert metrics.pop("train-loss") == pytest.approx((10 * 1 + 1 * 2 + 29 * 3 + 4 * 4) / 44, rel=1e-15)
-    assert metrics.pop(TOKENS) == 400
-    assert set(metrics) == {f"{COUNT_PREFIX}{layer}" for layer in ("-", "0", "1")}
-    assert counts_of(metrics).by_layer == {
+    assert outcome.loss == pytest.approx((10 * 1 + 1 * 2 + 29 * 3 + 4 * 4) / 44, rel=1e-15)
+    assert outcome.counts.tokens == 400
+    assert outcome.counts.by_layer == {
         None: {"digital.mac": 20},
         0: {"attention.qk_mac": 10 + 11 + 12 + 13},
         1: {"attention.qk_mac": 20 + 21 + 22 + 23, "attention.refresh_conversion": 0 + 1 + 2 + 3},
@@ -105,7 +104,7 @@ def test_counts_of_a_round_are_those_of_all_hospitals_layer_by_layer() -> None:
     expected = EventCounts()
     for hospital in healthy():
         expected.add(hospital.counts())
-    found = counts_of(outcome.metrics)
+    found = outcome.counts
     assert (found.by_layer, found.tokens) == (expected.by_layer, expected.tokens)
 
 
@@ -118,31 +117,19 @@ def test_counts_survive_the_trip_as_metrics() -> None:
     assert counts_of({"train-loss": 1.0}).tokens == 0
 
 
-@pytest.mark.parametrize("first", [{}, {"attention.refresh_conversion": 3}])
-def test_event_that_one_client_did_not_meet_is_summed_over_the_others(first: dict[str, int]) -> None:
-    """A token that never grew old is refreshed at no client but one; neither order may drop or refuse it."""
-    contents = []
-    for met in (first, {"attention.refresh_conversion": 4}):
-        counts = EventCounts(tokens=5)
-        counts.record(7, {"attention.qk_mac": 2} | met)
-        contents.append(RecordDict({"metrics": MetricRecord({"num-examples": 1} | count_metrics(counts))}))
-    for order in (contents, contents[::-1]):
-        merged = counts_of(sum_or_mean(order, "num-examples"))
-        assert merged.by_layer == {7: {"attention.qk_mac": 4, "attention.refresh_conversion": 4 + sum(first.values())}}
-        assert merged.tokens == 10
+def test_event_that_one_client_did_not_meet_is_summed_over_the_others() -> None:
+    """A token that never grew old is refreshed at no client but one."""
+    ((outcome,), _) = play(healthy())
+    assert outcome.counts["attention.refresh_conversion"] == 0 + 1 + 2 + 3
 
 
 def test_counts_stay_whole_numbers_beyond_float64() -> None:
     """Events of a large model pass 2**53, where a float loses the last digit."""
-    contents = [
-        RecordDict({"metrics": MetricRecord({"num-examples": 1, f"{COUNT_PREFIX}x": count})})
-        for count in (2**60 + 1, 1)
-    ]
-    assert sum_or_mean(contents, "num-examples")[f"{COUNT_PREFIX}x"] == 2**60 + 2
-    lists = [
-        RecordDict({"metrics": MetricRecord({"num-examples": 1, f"{COUNT_PREFIX}0": [n, 1]})}) for n in (2**60 + 1, 1)
-    ]
-    assert sum_or_mean(lists, "num-examples")[f"{COUNT_PREFIX}0"] == [2**60 + 2, 2]
+    hospitals = healthy()
+    for hospital in hospitals:
+        hospital.counts = lambda: EventCounts(tokens=2**60 + 1)  # type: ignore[method-assign]
+    ((outcome,), _) = play(hospitals)
+    assert outcome.counts.tokens == 4 * (2**60 + 1)
 
 
 def test_next_round_starts_from_the_aggregate() -> None:
@@ -182,7 +169,7 @@ def test_client_that_fails_is_left_out(act: Callable, reason: str, place: int) -
     others = [h for h in healthy() if h.partition != place]
     assert_close(outcome.adapter, weighted_mean(others))
     assert (outcome.clients, outcome.failures) == (3, (reason,))
-    assert outcome.metrics[f"{COUNT_PREFIX}tokens"] == 300
+    assert outcome.counts.tokens == 300
 
 
 def test_failed_client_is_asked_again_in_the_next_round() -> None:
@@ -229,14 +216,14 @@ class RotatedGrid(InProcessGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies = super().send_and_receive(list(messages)[::-1])
-        return replies[2:] + replies[:2]
+        return replies[len(replies) // 2 :] + replies[: len(replies) // 2]
 
 
 @pytest.mark.parametrize("grid", [ReversedGrid, RotatedGrid])
 def test_order_of_replies_changes_no_bit(grid: type[InProcessGrid]) -> None:
     expected, found = (play(healthy(), rounds=2, grid=engine)[0][-1] for engine in (InProcessGrid, grid))
     assert adapter_digest(found.adapter) == adapter_digest(expected.adapter)
-    assert dict(found.metrics) == dict(expected.metrics)
+    assert (found.loss, found.counts) == (expected.loss, expected.counts)
 
 
 def test_summing_in_the_given_order_would_change_bits() -> None:
@@ -264,15 +251,17 @@ def npy_size(tensor: Tensor) -> int:
 
 def test_bytes_are_those_of_the_serialised_arrays() -> None:
     size = sum(npy_size(tensor) for tensor in START.values())
-    _, grid = play(healthy(), rounds=2)
-    assert grid.downlink_bytes == grid.uplink_bytes == 2 * 4 * size
+    for outcome in play(healthy(), rounds=2)[0]:
+        assert outcome.downlink_bytes == outcome.uplink_bytes == 4 * size
+        assert [(one.downlink_bytes, one.uplink_bytes) for one in outcome.participants] == 4 * [(size, size)]
 
 
 def test_client_that_raises_sends_no_bytes() -> None:
     hospitals = healthy()
     hospitals[0].act = raise_with_data
-    _, grid = play(hospitals)
-    assert 4 * grid.uplink_bytes == 3 * grid.downlink_bytes
+    ((outcome,), _) = play(hospitals)
+    assert 4 * outcome.uplink_bytes == 3 * outcome.downlink_bytes
+    assert outcome.participants[0].uplink_bytes == 0
 
 
 def test_no_client_can_change_what_others_receive() -> None:
@@ -281,6 +270,8 @@ def test_no_client_can_change_what_others_receive() -> None:
     app = make_client_app(healthy().__getitem__)  # type: ignore[arg-type]
 
     def greedy(message: Message, context: Context) -> Message:
+        if message.metadata.message_type != "train":
+            return app(message, context)
         seen.append(set(message.content["arrays"]))
         reply = app(message, context)
         message.content["arrays"].clear()
@@ -288,7 +279,7 @@ def test_no_client_can_change_what_others_receive() -> None:
 
     grid = InProcessGrid(greedy, 4)  # type: ignore[arg-type]
     outcomes: list[Round] = []
-    server = make_server_app(FEDAVG, Start(START), clients=4, last_round=2, on_round=outcomes.append)
+    server = make_server_app(Terms(FEDAVG, 4, 2), Start(START), on_round=outcomes.append)
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     assert seen == [set(START)] * 8
     assert [outcome.failures for outcome in outcomes] == [(), ()]
@@ -301,14 +292,15 @@ def test_real_reply_holds_the_adapter_and_numbers_alone(prepared: Prepared) -> N
     class Listening(InProcessGrid):
         def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
             replies = super().send_and_receive(messages)
-            seen.extend(replies)
+            seen.extend(copy.deepcopy(reply) for reply in replies if reply.metadata.message_type == "train")
             return replies
 
     grid = Listening(make_client_app(prepared.hospitals.__getitem__), len(prepared.hospitals))
     adapter = get_adapter(prepared.model)
-    server = make_server_app(FEDAVG, Start(adapter), clients=3, last_round=1, on_round=lambda _: None)
+    server = make_server_app(Terms(FEDAVG, 3, 1), Start(adapter), on_round=lambda _: None)
     server(grid, Context(1, 0, {}, RecordDict(), {}))
     assert len(seen) == 3
+    seen.sort(key=lambda reply: reply.content["metrics"]["partition-id"])
     for partition, reply in enumerate(seen):
         records: dict[str, Any] = dict(reply.content)
         assert set(records) == {"arrays", "metrics"}

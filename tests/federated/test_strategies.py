@@ -12,9 +12,9 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fllm.federation.client_app import TOKENS, make_client_app
+from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, Start, make_server_app
+from fllm.federation.server_app import Round, RoundFailed, Start, Terms, make_server_app
 from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest
 from fllm.sections import StrategySettings
@@ -47,9 +47,7 @@ def play(
 ) -> list[Round]:
     outcomes: list[Round] = []
     grid = InProcessGrid(make_client_app(clients.__getitem__), len(clients))  # type: ignore[arg-type]
-    app = make_server_app(
-        settings, start or Start(START), clients=len(clients), last_round=rounds, on_round=outcomes.append
-    )
+    app = make_server_app(Terms(settings, len(clients), rounds), start or Start(START), on_round=outcomes.append)
     app(grid, Context(1, 0, {}, RecordDict(), {}))
     return outcomes
 
@@ -158,7 +156,7 @@ def test_round_with_too_few_clients_for_its_strategy_fails(kind: Any) -> None:
 
 def test_work_of_clients_that_krum_drops_is_counted() -> None:
     (outcome,) = play(StrategySettings(kind="krum"), honest(), rounds=1)
-    assert outcome.metrics[TOKENS] == 500 and outcome.clients == 5
+    assert outcome.counts.tokens == 500 and outcome.clients == 5
 
 
 ALL: list[Any] = [

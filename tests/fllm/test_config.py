@@ -53,7 +53,7 @@ def test_dump_and_validate_is_a_round_trip(settings: dict[str, Any]) -> None:
     ("tree", "named"),
     [
         ({"num_client": 4}, "num_clients"),
-        ({"lora": {"rank": 4}}, "known: alpha, dropout, freeze_a, r, rslora, targets, train_scalers"),
+        ({"lora": {"scaling": 4}}, "known: alpha, dropout, freeze_a, r, rslora, targets, train_scalers"),
         ({"lora": {"alpa": 4.0}}, "did you mean alpha"),
         ({"cues": {"masc": "keep"}}, "did you mean mask"),
         ({"text_colum": "text"}, "did you mean text_column"),
@@ -179,7 +179,7 @@ TEXT: dict[str, Any] = {"task": "text", "data_files": ["notes.txt"]}
         ({"strategy": {"kind": "fedavg", "server_learning_rate": 0.1}}, "belongs to fedavgm, fedadam, fedyogi"),
         ({"strategy": {"proximal_mu": 0.1}}, "has no effect with fedavg"),
         ({"strategy": {"kind": "krum", "factors": "svd"}, "num_clients": 9}, "belongs to fedavg, fedprox"),
-        ({"strategy": {"factors": "svd"}, "lora": {"freeze_a": True}}, "take one of them"),
+        ({"strategy": {"factors": "svd"}, "lora": {"freeze_a": True}}, "take one"),
         ({"strategy": {"kind": "krum", "keep": 3}}, "belongs to multikrum"),
         ({"strategy": {"kind": "trimmed_mean"}}, "would cut off none"),
         ({"strategy": {"kind": "krum"}}, "n >= 2 f + 3"),
