@@ -12,6 +12,7 @@ from torch import nn
 from device_models import InputError
 from fllm.energy import energy_facts, training_facts
 from fllm.federation.client_app import OUTSIDE
+from fllm.local_clients import exchange_of
 from fllm.preparation import Prepared
 from hwsim import EventCounts, emulate, gain_cell_layers, measure_activity, price
 
@@ -29,17 +30,26 @@ def layers_of(counts: EventCounts) -> dict[str, dict[str, int]]:
 
 def on_chip(counts: EventCounts, prepared: Prepared) -> EventCounts:
     """Return counts with the hardware of one client's chip, which all clients have alike."""
-    built = prepared.built
+    return with_hardware(counts, prepared.built)
+
+
+def with_hardware(counts: EventCounts, built: EventCounts) -> EventCounts:
+    """Return counts with the hardware of others."""
     return replace(counts, subtiles=built.subtiles, arrays=built.arrays, weight_bits=built.weight_bits)
 
 
 def stored_counts(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> EventCounts:
     """Return the events of finished rounds from their record alone."""
+    return on_chip(counts_in(rows), prepared)
+
+
+def counts_in(rows: Sequence[Mapping[str, Any]]) -> EventCounts:
+    """Return the events that rows of a record hold, without hardware."""
     counts = EventCounts(tokens=sum(row["tokens"] for row in rows))
     for row in rows:
         for layer, events in sorted(row["counts_by_layer"].items()):  # sums in one order, also of a record read back
             counts.record(None if layer == OUTSIDE else int(layer), events)
-    return on_chip(counts, prepared)
+    return counts
 
 
 def energy_of_token(counts: EventCounts, prepared: Prepared) -> dict[str, Any]:
@@ -59,13 +69,23 @@ def training_of(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> dict[s
     """Price the training of some rounds, all clients together, in its three places."""
     config, model = prepared.config, prepared.record["model"]
     return training_facts(
-        stored_counts(rows, prepared), prepared.device, prepared.network, clients=config.num_clients,
+        stored_counts(rows, prepared), prepared.device, prepared.network, clients=config.asked,
         steps=config.local_steps * sum(row["clients"] for row in rows),
-        trained_parameters=model["adapter_parameters"], frozen_weights=model["ternary_weights"],
+        trained_parameters=trained_parameters(rows, prepared), frozen_weights=model["ternary_weights"],
         uplink_bytes=sum(row["uplink_bytes"] for row in rows),
         downlink_bytes=sum(row["downlink_bytes"] for row in rows),
         token_period_s=prepared.period_s, optimiser=config.optimiser, seed=config.seed,
     )  # fmt: skip
+
+
+def trained_parameters(rows: Sequence[Mapping[str, Any]], prepared: Prepared) -> float:
+    """Return the weights of a client's adapter; where ranks differ, the mean over all that took part."""
+    exchange = exchange_of(prepared.config)
+    taken = [one["client"] for row in rows for one in row.get("participants", ()) if one["reason"] is None]
+    if not exchange.ranks or not taken:
+        return int(prepared.record["model"]["adapter_parameters"])
+    adapter = prepared.first_adapter
+    return sum(tensor.numel() for client in taken for tensor in exchange.cut(adapter, client).values()) / len(taken)
 
 
 def activity_of_texts(counts: EventCounts, prepared: Prepared) -> dict[str, Any]:

@@ -34,8 +34,13 @@ from fllm.device_cli import device_app
 from fllm.federation_cli import federation_app
 from fllm.generate_cli import generate
 from fllm.observer import Observer, Observers
-from fllm.summary import summary
+from fllm.summary import client_lines, summary
 from fllm.sweep_cli import sweep
+
+_RUN, _MODEL, _DATA, _FEDERATION = "Run", "Model and device", "Data", "Federation"
+"""Groups of options in the help."""
+MOST_LINES = 8
+"""Clients of one round that the terminal names."""
 
 app = typer.Typer(
     name="fllm",
@@ -110,58 +115,110 @@ def _dashed(arguments: list[str]) -> list[str]:
 
 @app.command()
 def run(
-    device_model: Annotated[
-        str | None, typer.Option(help="Device file, or name of a shipped one; default gaincell_28nm.")
+    config: Annotated[
+        Path | None, typer.Option(help="Run file (YAML); options override it.", rich_help_panel=_RUN)
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Run file (YAML); options override it.")] = None,
-    num_clients: Annotated[int | None, typer.Option(help="Clients (hospitals).")] = None,
-    num_rounds: Annotated[int | None, typer.Option(help="Rounds of federated averaging.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cases per local step.")] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder in the MIMIC-IV-Ext-CDM layout, or one such folder per client in it.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="diagnosis, csv (classes of any table) or text (language modelling).")
-    ] = None,
-    data_file: Annotated[
-        list[str] | None, typer.Option(help="Table of the task csv (CSV, TSV, JSONL, also .gz); text files of text.")
-    ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text, several by commas.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the class.")] = None,
-    client_column: Annotated[str | None, typer.Option(help="Column that names each row's client.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="Cases go to clients by hospital, iid, dirichlet or age.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder of a Hugging Face causal language model.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder of a trained adapter, or of its run, to start from.")
-    ] = None,
-    evaluate_only: Annotated[
-        bool, typer.Option("--evaluate-only", help="Evaluate that adapter on the device; train nothing.")
-    ] = False,
-    fields: Annotated[str | None, typer.Option(help="Parts of the note, separated by commas.")] = None,
-    token_period: Annotated[
-        str | None, typer.Option(help="Time between two tokens, such as '10 us', or 'auto'.")
-    ] = None,
-    network: Annotated[str | None, typer.Option(help="Link of the clients: lan, wifi, 5g, or a file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other key: --set lora.r=4 --set device.readout.bits=6.")
+        list[str] | None,
+        typer.Option("--set", help="Any other key: --set lora.r=4 --set device.readout.bits=6.", rich_help_panel=_RUN),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder that gets the run's own folder; default reports.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random.", rich_help_panel=_RUN)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that gets the run's own folder; default reports.", rich_help_panel=_RUN)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.", rich_help_panel=_RUN)] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Continue the interrupted run in this folder; with it --from-round, --workers, --track."),
+        typer.Option(
+            help="Continue the interrupted run in this folder; with it --from-round, --workers, --track.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     from_round: Annotated[
-        int | None, typer.Option(help="Resume from an earlier round whose checkpoint is kept, usually the one before.")
+        int | None,
+        typer.Option(
+            help="Resume from an earlier round whose checkpoint is kept, usually the one before.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Log the rounds to tensorboard or mlflow as well; optional extras.", rich_help_panel=_RUN),
+    ] = None,
+    device_model: Annotated[
+        str | None,
+        typer.Option(help="Device file, or name of a shipped one; default gaincell_28nm.", rich_help_panel=_MODEL),
+    ] = None,
+    token_period: Annotated[
+        str | None, typer.Option(help="Time between two tokens, such as '10 us', or 'auto'.", rich_help_panel=_MODEL)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder of a Hugging Face causal language model.", rich_help_panel=_MODEL)
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Folder of a trained adapter, or of its run, to start from.", rich_help_panel=_MODEL),
+    ] = None,
+    evaluate_only: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate-only", help="Evaluate that adapter on the device; train nothing.", rich_help_panel=_MODEL
+        ),
+    ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help="diagnosis, csv (classes of any table) or text (language modelling).", rich_help_panel=_DATA),
+    ] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder in the MIMIC-IV-Ext-CDM layout, or one such folder per client in it.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    data_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Table of the task csv (CSV, TSV, JSONL, also .gz); text files of text.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the text, several by commas.", rich_help_panel=_DATA)
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the class.", rich_help_panel=_DATA)] = None,
+    client_column: Annotated[
+        str | None, typer.Option(help="Column that names each row's client.", rich_help_panel=_DATA)
+    ] = None,
+    fields: Annotated[
+        str | None, typer.Option(help="Parts of the note, separated by commas.", rich_help_panel=_DATA)
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="Cases go to clients by hospital, iid, dirichlet or age.", rich_help_panel=_DATA)
+    ] = None,
+    num_clients: Annotated[int | None, typer.Option(help="Clients (hospitals).", rich_help_panel=_FEDERATION)] = None,
+    num_rounds: Annotated[int | None, typer.Option(help="Rounds.", rich_help_panel=_FEDERATION)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cases per local step.", rich_help_panel=_FEDERATION)] = None,
+    min_clients: Annotated[
+        int | None,
+        typer.Option(
+            help="Usable updates without which a round fails; the run can be resumed.", rich_help_panel=_FEDERATION
+        ),
+    ] = None,
+    client_timeout: Annotated[
+        str | None,
+        typer.Option(
+            help="Time after which a client of a round is given up, such as '10 min'; needs --workers 2 or more.",
+            rich_help_panel=_FEDERATION,
+        ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that train clients at the same time; 1 trains in this one.")
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that train clients at the same time; 1 trains in this one.",
+            rich_help_panel=_FEDERATION,
+        ),
     ] = 1,
-    track: Annotated[
-        list[str] | None, typer.Option(help="Log the rounds to tensorboard or mlflow as well; optional extras.")
+    network: Annotated[
+        str | None, typer.Option(help="Link of the clients: lan, wifi, 5g, or a file.", rich_help_panel=_FEDERATION)
     ] = None,
 ) -> None:
     """Fine-tune across hospitals through an emulated device; report accuracy, energy, latency and bytes."""
@@ -174,6 +231,8 @@ def run(
         "num_clients": num_clients,
         "num_rounds": num_rounds,
         "batch_size": batch_size,
+        "min_clients": min_clients,
+        "client_timeout": client_timeout,
         "data_dir": data_dir,
         "task": task,
         "data_files": data_file or None,
@@ -269,6 +328,11 @@ class _Terminal(ProgressTerminal, Observer):
         )  # fmt: skip
         super().__init__(console, progress)
         self._heading_printed = False
+        self._names: dict[int, str] = {}
+
+    def run_started(self, record: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002 - part of the interface
+        """Learn the names of the clients."""
+        self._names = {client["client"]: client["name"] for client in record["data"]["clients"]}
 
     def round_done(self, row: Mapping[str, Any], total: int) -> None:
         """Advance the bar and print the round."""
@@ -279,13 +343,17 @@ class _Terminal(ProgressTerminal, Observer):
             self._print("round  loss      ideal   device   device       /token    /token     uplink")
         hardware = row["hardware"]
         self._print(
-            f"{row['round']:<6d} {_number(row.get('train_loss'), '.3f'):<9} {row['ideal']['accuracy']:<7.1%}"
-            f" {hardware['accuracy']['mean']:<8.1%} {hardware['perplexity']['mean']:<12.2f}"
+            f"{row['round']:<6d} {_number(row.get('train_loss'), '.3f'):<9}"
+            f" {_number(row['ideal']['accuracy'], '.1%'):<7} {_number(hardware['accuracy']['mean'], '.1%'):<8}"
+            f" {_number(hardware['perplexity']['mean'], '.2f'):<12}"
             f" {_quantity(row['energy_per_token_j'], 'J'):<9} {_quantity(row['latency_per_token_s'], 's'):<10}"
             f" {_kilobytes(row.get('uplink_bytes'))}"
         )
-        for reason in row.get("failures", ()):
-            self._print(f"       a client was left out: {reason}")
+        lines = client_lines(row, self._names)
+        for line in lines[:MOST_LINES]:
+            self._print(f"       {line}")
+        if len(lines) > MOST_LINES:
+            self._print(f"       and {len(lines) - MOST_LINES} more such lines; all are in clients.csv")
 
     def warn(self, line: str) -> None:
         """Print a warning between the rounds."""

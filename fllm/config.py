@@ -44,6 +44,8 @@ class RunConfig(Strict):
     Attributes:
         device_model: Path of a device file, or the name of a shipped one.
         device: Overrides of device keys, for example ``{"readout.bits": 6}``.
+        client_devices: Device files or shipped names that are dealt to the clients in turn; none is ``device_model``
+            for all. Overrides in ``device`` hold for each; the server evaluates on ``device_model``.
         token_period: Time between two tokens, for example ``"10 us"``; ``"auto"`` is the model's own latency.
         model: Folder of a Hugging Face causal language model; None is the shipped base model.
         adapter: Folder of a trained adapter, or of its run, to start from; its settings become ``lora``.
@@ -93,7 +95,7 @@ class RunConfig(Strict):
         learning_rate: Its peak rate.
         note_loss: Weight of the note's own tokens beside the answer in the training loss.
         lora_baselines: Adapters trained for comparison after the last round: ``centralised`` on all cases pooled,
-            ``local`` on each client's alone.
+            ``local`` on each client's alone, ``one_chip`` by the same federation with all clients on one chip.
         centralised_steps: Optimiser steps per round of the former; None is twice ``local_steps``, after which it gains
             no more in the default run (docs/experiments.md).
         calibration: What is done to the likelihoods of the classes: nothing, ``content_free`` (their values without a
@@ -103,6 +105,8 @@ class RunConfig(Strict):
         training_chips: Where clients train: ``own``, each on the chip that it has; ``new``, each on another in every
             round, so that no client can be told by its chip; ``design``, on the device without a chip's deviations.
         dies: Chips, none of them a hospital's, on which each round's model is evaluated.
+        chip_table: Whether the last model, and what ``local`` and ``one_chip`` trained, is also evaluated on the
+            chip of every client and on three chips at least that nobody trained on.
         seed: Decides everything random.
         threads: CPU threads of each process; None is two, and one where clients train in processes of their own. Equal
             results are promised for equal numbers of threads.
@@ -110,6 +114,7 @@ class RunConfig(Strict):
 
     device_model: str = "gaincell_28nm"
     device: dict[str, Any] = Field(default_factory=dict)
+    client_devices: tuple[str, ...] = ()
     token_period: str = "10 us"
     model: str | None = None
     adapter: str | None = None
@@ -152,13 +157,14 @@ class RunConfig(Strict):
     learning_rate: Annotated[StrictFloat, Field(gt=0)] = 6e-3
     note_loss: Annotated[StrictFloat, Field(ge=0)] = 0.05
     lora: LoraSettings = LoraSettings()
-    lora_baselines: tuple[Literal["centralised", "local"], ...] = ("centralised",)
+    lora_baselines: tuple[Literal["centralised", "local", "one_chip"], ...] = ("centralised",)
     centralised_steps: Count | None = None
     calibration: Literal["none", "content_free", "temperature"] = "none"
     generation: StrictBool = False
     network: str = "lan"
     training_chips: Literal["own", "new", "design"] = "own"
     dies: Count = 1
+    chip_table: StrictBool = False
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     threads: Count | None = None
 
@@ -193,6 +199,7 @@ class RunConfig(Strict):
         self._check_federation()
         self._check_privacy()
         self._check_secure()
+        self._check_chips()
         if self.calibration == "temperature" and self.split in ("holdout", "kfold") and not self.validation_fraction:
             raise ValueError("a temperature is fitted on validation cases: set validation_fraction above 0")
         return self
@@ -221,6 +228,15 @@ class RunConfig(Strict):
         if self.wire != "float32":
             raise ValueError(f"secure.aggregation sends numbers of its own form; wire: {self.wire} has no effect")
 
+    def _check_chips(self) -> None:
+        """Raise ValueError where clients have no chips that could be compared."""
+        if len(self.client_devices) > self.num_clients:
+            raise ValueError(f"client_devices names more devices than the {self.num_clients} clients there are")
+        if self.chip_table and self.strategy.factors == "share_a":
+            raise ValueError("chip_table compares chips by one adapter; with strategy.factors share_a there are many")
+        if "one_chip" in self.lora_baselines and not (self.chip_table and self.training_chips == "own"):
+            raise ValueError("one_chip compares clients' own chips: it needs chip_table: true and training_chips: own")
+
     def _check_federation(self) -> None:
         asked = self.asked
         if self.clients_per_round is not None and self.clients_per_round > self.num_clients:
@@ -232,10 +248,23 @@ class RunConfig(Strict):
             raise ValueError(
                 f"lora.freeze_a leaves A as it is, and strategy.factors: {self.strategy.factors} changes it; take one"
             )
+        if self.strategy.factors == "share_a":
+            self._check_own_adapters()
         if self.strategy.client_ranks and self.strategy.factors != "svd":
             raise ValueError("adapters of different ranks have no average: strategy.client_ranks needs factors: svd")
         if any(rank > self.lora.r for rank in self.strategy.client_ranks):
             raise ValueError(f"a rank of strategy.client_ranks is above lora.r, which is {self.lora.r}")
+
+    def _check_own_adapters(self) -> None:
+        """Refuse what needs one adapter, where every client has its own; raises ValueError."""
+        reasons = {
+            "evaluate_only": (self.evaluate_only, "evaluates one adapter"),
+            "generation": (self.generation, "lets one model write"),
+            "calibration: temperature": (self.calibration == "temperature", "fits one temperature to one model"),
+        }
+        for key, (is_set, reason) in reasons.items():
+            if is_set:
+                raise ValueError(f"{key} {reason}, and with strategy.factors: share_a every client has its own")
 
     @field_validator("client_timeout")
     @classmethod

@@ -17,7 +17,7 @@ from device_models.timeline import attention_timeline
 from hwsim.baselines import DIGITAL_CIM, LEAKAGE, baselines, digital_cim, in_scope
 from hwsim.costing import Cost, EnergyTerm, amounts, forward_terms, in_sram, price
 from hwsim.events import EventCounts
-from hwsim.training import network_terms, training_events, training_terms, training_time
+from hwsim.training import TrainingEvents, network_terms, training_events, training_terms, training_time
 from hwsim.uncertainty import (
     Interval,
     Uncertainty,
@@ -195,7 +195,7 @@ def _citation(key: str) -> str:
 
 
 def training_facts(
-    counts: EventCounts, device: DeviceModel, network: Network, *, clients: int, steps: int, trained_parameters: int,
+    counts: EventCounts, device: DeviceModel, network: Network, *, clients: int, steps: int, trained_parameters: float,
     frozen_weights: int, uplink_bytes: int, downlink_bytes: int, token_period_s: float | None, optimiser: str = "adamw",
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
@@ -207,7 +207,7 @@ def training_facts(
         network: Link of every client.
         clients: Clients, which work at the same time.
         steps: Optimiser steps, all clients and rounds.
-        trained_parameters: Weights of the adapter.
+        trained_parameters: Weights of a client's adapter, a mean where clients differ.
         frozen_weights: Ternary weights of the model.
         uplink_bytes: Sent by all clients.
         downlink_bytes: Received by all clients.
@@ -223,9 +223,6 @@ def training_facts(
     sent = network_terms(network, uplink_bytes=uplink_bytes, downlink_bytes=downlink_bytes)
     terms: list[EnergyTerm] = on_chip + sent
     sure = propagate(terms, device_ranges(on_chip, device) | network_ranges(network), seed=seed)
-    pace = token_period_s
-    if pace is None:
-        pace = price(counts, device).latency_per_token_s or 0.0
     line_of = {term.part: term.line for term in terms}
     parts: dict[str, dict[str, Any]] = {line: {} for line in sure.lines}
     for part, found in sure.parts.items():
@@ -237,12 +234,37 @@ def training_facts(
         "network_title": network.title,
         "lines_j": {line: _shared(found, 1) for line, found in sure.lines.items()},
         "parts_j": parts,
-        "time_s": {
-            "forward": counts.tokens / clients * pace,
-            "backward pass and optimiser": training_time(events, counts, device) / clients,
-            "network": 8 * (uplink_bytes / network.uplink_rate + downlink_bytes / network.downlink_rate) / clients,
-        },
+        "time_s": training_times(
+            counts, events, device, network, clients=clients, uplink_bytes=uplink_bytes,
+            downlink_bytes=downlink_bytes, token_period_s=token_period_s,
+        ),
     }  # fmt: skip
+
+
+def training_times(
+    counts: EventCounts, events: TrainingEvents, device: DeviceModel, network: Network, *, clients: int,
+    uplink_bytes: int, downlink_bytes: int, token_period_s: float | None,
+) -> dict[str, float]:  # fmt: skip
+    """Return the time [s] of one of so many like clients in each place, one after another; as :func:`training_facts`.
+
+    Args:
+        counts: Events of the forward passes of all of them.
+        events: What they do beside.
+        device: The device of each.
+        network: Its link.
+        clients: How many they are.
+        uplink_bytes: Sent by all of them.
+        downlink_bytes: Received by all of them.
+        token_period_s: As for :func:`energy_facts`.
+    """
+    pace = token_period_s
+    if pace is None:
+        pace = price(counts, device).latency_per_token_s or 0.0
+    return {
+        "forward": counts.tokens / clients * pace,
+        "backward pass and optimiser": training_time(events, counts, device) / clients,
+        "network": 8 * (uplink_bytes / network.uplink_rate + downlink_bytes / network.downlink_rate) / clients,
+    }
 
 
 def _technologies(device: DeviceModel) -> dict[str, str]:

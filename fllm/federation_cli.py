@@ -70,7 +70,11 @@ def supernode(
 ) -> None:
     """Run this site's node, until Ctrl-C; it dials the server and opens no port to the outside."""
     from fllm.deployment.servers import run_supernode
+    from fllm.deployment.settings import SITE_FILE, read_site
 
+    site = read_site(folder / SITE_FILE)
+    cases = site.data_dir or ", ".join(site.data_files) or "a part of the made-up cohort"
+    _print([f"site {site.partition_id} of {site.num_partitions} dials {site.superlink}; cases: {cases}"])
     code = run_supernode(folder, port)
     if code:
         print_error("the node has ended: is its key registered, is the clock right, is the server there?")
@@ -114,21 +118,27 @@ def submit(
         job = resumed_job(folder, resume, from_round)
     else:
         job = new_job(folder, _config(config, settings, federation.sites), name, _command())
+    control = control_of(folder, federation)
     try:
-        control = control_of(folder, federation)
         submitted = submit_job(folder, job, control)
-        if not stream:
-            _print([f"submitted {job.name}", f"watch it: fllm federation status {folder}"])
-            return
-        with _Terminal() as terminal:
-            try:
-                run = follow(control, submitted.number, submitted.record_file, terminal)
-            except KeyboardInterrupt:
-                print_error(f"the run goes on; watch it with fllm federation status {folder}, or stop it")
-                raise typer.Exit(EXIT_INTERRUPTED) from None
     except RefusedCommand as problem:
         raise not_reached(folder, problem) from None
-    _end(run, submitted.record_file.parent, f"fllm federation submit {folder} --resume {job.name} --stream")
+    if not stream:
+        _print([f"submitted {job.name}", f"watch it: fllm federation status {folder}"])
+        return
+    again = f"fllm federation submit {folder} --resume {job.name} --stream"
+    with _Terminal() as terminal:
+        try:
+            run = follow(control, submitted.number, submitted.record_file, terminal)
+        except KeyboardInterrupt:
+            terminal.close()
+            print_error(f"the run goes on. Stop it with: fllm federation stop {folder} {job.name}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except RefusedCommand as problem:
+            terminal.close()
+            print_error(f"failed: the SuperLink is gone ({problem}). Start it again, then: {again}")
+            raise typer.Exit(EXIT_FAILED) from None
+    _end(run, submitted.record_file.parent, again)
 
 
 @federation_app.command("stop")
@@ -229,9 +239,7 @@ def _end(run: FlowerRun, folder: Path, again: str) -> None:
     if run.is_completed:
         _print([f"completed in {run.seconds:.0f} s; {folder / 'report.html'}"])
         return
-    print_error(
-        f"{run.status.removeprefix('finished:')}: {run.details or 'no reason was given'}. Continue with: {again}"
-    )
+    print_error(f"{run.status.removeprefix('finished:')}: {run.reason}. Continue with: {again}")
     raise typer.Exit(EXIT_FAILED)
 
 

@@ -18,9 +18,9 @@ from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.exchange import Exchange
 from fllm.federation.kept import Kept
-from fllm.federation.pool import PoolGrid
+from fllm.federation.pool import PoolGrid, WorkerFailed
 from fllm.federation.secure_clients import answer_stages, mask_updates
-from fllm.federation.server_app import Terms
+from fllm.federation.server_app import RoundFailed, Terms
 from fllm.federation.task import Hospital
 from fllm.preparation import Prepared, load_hospitals
 
@@ -66,11 +66,11 @@ class LocalClients:
         """Load the clients and make their application."""
         torch.set_num_threads(self.config.threads or 1)
         hospitals, first = load_hospitals(self.config)
-        return client_app_of(self.config, self.folder, hospitals.__getitem__, first)
+        return client_app_of(self.config, self.folder, hospitals.__getitem__, lambda: first)
 
 
 def client_app_of(
-    config: RunConfig, folder: Path, hospital_of: Callable[[int], Hospital], first: Mapping[str, Tensor]
+    config: RunConfig, folder: Path, hospital_of: Callable[[int], Hospital], first: Callable[[], Mapping[str, Tensor]]
 ) -> ClientApp:
     """Make the application of the clients of a run.
 
@@ -78,14 +78,14 @@ def client_app_of(
         config: The run.
         folder: Where clients keep what stays with them.
         hospital_of: Returns the client of a partition.
-        first: Adapter that each begins with.
+        first: Returns the adapter that each begins with.
     """
     exchange = exchange_of(config)
     kept = Kept(folder) if exchange.keeps else None
     threshold = config.secure.threshold_of(config.asked)
     if threshold is None:
-        return make_client_app(hospital_of, exchange=exchange, kept=kept, first=lambda: first)
-    app = make_client_app(hospital_of, exchange=exchange, kept=kept, first=lambda: first, mods=[mask_updates])
+        return make_client_app(hospital_of, exchange=exchange, kept=kept, first=first)
+    app = make_client_app(hospital_of, exchange=exchange, kept=kept, first=first, mods=[mask_updates])
     answer_stages(app, threshold)
     return app
 
@@ -98,14 +98,19 @@ def local_grid(prepared: Prepared, folder: Path, workers: int) -> Iterator[Grid]
         prepared: The run.
         folder: Where clients keep what stays with them.
         workers: Processes that train at the same time; 1 trains in this process.
+
+    Raises:
+        RoundFailed: If a process cannot load the clients.
     """
     config = prepared.config
     if workers == 1:
-        app = client_app_of(config, folder, prepared.hospitals.__getitem__, prepared.first_adapter)
+        app = client_app_of(config, folder, prepared.hospitals.__getitem__, lambda: prepared.first_adapter)
         yield InProcessGrid(app, config.num_clients)
         return
     pool = PoolGrid(LocalClients(config, folder), config.num_clients, workers, timeout_of(config))
     try:
         yield pool
+    except WorkerFailed as error:
+        raise RoundFailed(str(error)) from None
     finally:
         pool.close()

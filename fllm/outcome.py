@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fllm.accounting import activity_of_texts, energy_of_token, layers_of, on_chip, stored_counts, training_of
+from torch import Tensor
+
+from fllm.accounting import activity_of_texts, energy_of_token, layers_of, on_chip, stored_counts
+from fllm.client_energy import training_cost, with_costs
 from fllm.energy import price_rows
 from fllm.evaluation import (
     METRICS,
@@ -23,7 +27,7 @@ from fllm.federation.server_app import Round
 from fllm.federation.task import label_of
 from fllm.memory import peak_memory_bytes
 from fllm.model.adapters import adapter_digest, whole_adapter
-from fllm.preparation import Prepared
+from fllm.preparation import HeldOut, Prepared
 from fllm.record import smallest_cell
 from hwsim import Die, EventCounts, count_events, emulate, price
 
@@ -43,9 +47,14 @@ class Evaluation:
     counts: EventCounts | None = None
 
 
-def evaluate_everywhere(prepared: Prepared) -> Evaluation:
-    """Score the adapter on the ideal device and on every die of the emulated one."""
-    bench, held_out, period_s = prepared.bench, prepared.held_out, prepared.period_s
+def evaluate_everywhere(prepared: Prepared, held_out: HeldOut | None = None) -> Evaluation:
+    """Score the model's adapter on the ideal device and on every die of the emulated one.
+
+    Args:
+        prepared: The run.
+        held_out: What to score it on; None is everything that is held out.
+    """
+    bench, held_out, period_s = prepared.bench, held_out or prepared.held_out, prepared.period_s
 
     def on(die: Die) -> Scores:
         return bench.score(held_out, prepared.device, die, period_s)
@@ -64,9 +73,21 @@ _OF_TRAINING = (
 """What a round says of training; absent where nothing is trained."""
 
 
-def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Round | None = None) -> dict[str, Any]:
-    """Describe a round; without an outcome, the model before the first one."""
-    counts = on_chip(outcome.counts if outcome else scores.counts or EventCounts(), prepared)
+def round_row(
+    number: int, prepared: Prepared, scores: Evaluation | None, outcome: Round | None = None,
+    adapter: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Describe a round.
+
+    Args:
+        number: The round.
+        prepared: The run.
+        scores: Of the model after it; None where it was not evaluated.
+        outcome: What the server saw; None for the model before the first round.
+        adapter: Everything that was trained, where that is more than the model's adapter.
+    """
+    evaluated = scores.counts if scores is not None else None
+    counts = on_chip(outcome.counts if outcome else evaluated or EventCounts(), prepared)
     cost = price(counts, prepared.device, token_period_s=prepared.period_s)
     row = {
         "round": number,
@@ -83,13 +104,23 @@ def round_row(number: int, prepared: Prepared, scores: Evaluation, outcome: Roun
         "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
         "energy_per_token_j": cost.energy_per_token_j,
         "latency_per_token_s": cost.latency_per_token_s,
-        "ideal": {key: getattr(scores.ideal, key) for key in METRICS},
-        "hardware": {key: _spread([getattr(die, key) for die in scores.dies]) for key in METRICS},
-        "adapter_sha256": adapter_digest(whole_adapter(prepared.model)),
+        **metrics_of(scores),
+        "adapter_sha256": adapter_digest(adapter if adapter is not None else whole_adapter(prepared.model)),
     }
     if outcome is not None and outcome.privacy is not None:
         row["privacy"] = dict(outcome.privacy)
+    if outcome is not None and prepared.chips.mixed:
+        row = with_costs(row, outcome, prepared)
     return {key: value for key, value in row.items() if not (prepared.config.evaluate_only and key in _OF_TRAINING)}
+
+
+def metrics_of(scores: Evaluation | None) -> dict[str, Any]:
+    """Return the metrics of a round on both devices; nulls where it was not evaluated."""
+    dies = scores.dies if scores is not None else []
+    return {
+        "ideal": {key: getattr(scores.ideal, key) if scores is not None else None for key in METRICS},
+        "hardware": {key: _spread([getattr(die, key) for die in dies]) for key in METRICS},
+    }
 
 
 def _participant(one: Participant) -> dict[str, Any]:
@@ -109,9 +140,10 @@ def _participant(one: Participant) -> dict[str, Any]:
 def _spread(values: list[float | None]) -> dict[str, Any]:
     """Return the mean over dies and their standard deviation, 0 for a single one; null for what no die has."""
     known = [value for value in values if value is not None]
+    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
     return {
         "mean": statistics.fmean(known) if known else None,
-        "std": statistics.stdev(known) if len(known) > 1 else 0.0,
+        "std": deviation if values else None,
         "dies": len(values),
     }
 
@@ -120,8 +152,11 @@ def final_facts(prepared: Prepared, scores: Evaluation, seconds: float) -> dict[
     """Describe the last model: its scores with their statistics, its energy by part, and what training took."""
     record, last = prepared.record, prepared.record["rounds"][-1]
     hardware = over_dies(scores.dies)
-    tokens, parts = last["tokens"], last["energy_j"]["parts"]
     counts, device = stored_counts([last], prepared), prepared.device
+    if prepared.chips.mixed and not prepared.config.evaluate_only:
+        counts, costs = _tokens_here(prepared)
+        last = last | costs
+    tokens, parts = last["tokens"], last["energy_j"]["parts"]
     return {
         "accuracy_ideal": scores.ideal.accuracy,
         "accuracy_hardware": hardware.accuracy,
@@ -138,10 +173,25 @@ def final_facts(prepared: Prepared, scores: Evaluation, seconds: float) -> dict[
         "prices": price_rows(counts, device, prepared.period_s) if tokens else [],
         "energy": energy_of_token(counts, prepared) if tokens else None,
         "activity": activity_of_texts(counts, prepared) if tokens else None,
-        "training": None if prepared.config.evaluate_only else training_of(record["rounds"], prepared),
+        "training": None if prepared.config.evaluate_only else training_cost(record["rounds"], prepared),
         "adapter_sha256": last["adapter_sha256"],
         "wall_seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _tokens_here(prepared: Prepared) -> tuple[EventCounts, dict[str, Any]]:
+    """Count and price the test prompts on the run's own device: where clients' devices differ, no token is theirs."""
+    with count_events() as found:
+        prepared.bench.score(prepared.held_out, prepared.device, prepared.dies[0], prepared.period_s)
+    counts = on_chip(found, prepared)
+    cost = price(counts, prepared.device, token_period_s=prepared.period_s)
+    return counts, {
+        "tokens": counts.tokens,
+        "counts": dict(sorted(counts.events.items())),
+        "energy_j": {"total": cost.total_energy_j, "parts": cost.energy_j},
+        "energy_per_token_j": cost.energy_per_token_j,
+        "latency_per_token_s": cost.latency_per_token_s,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from device_models import DeviceModel, InputError, load_device, parse_quantity
 from device_models.machines import Network, load_network
 from fllm.baselines import baselines, language_baselines
 from fllm.cases import Cases, load_cases
+from fllm.client_chips import ClientChips, deal_devices
 from fllm.config import RunConfig, threads_of
 from fllm.data import build_note, load_synthetic
 from fllm.data.budget import TokenBudget
 from fllm.data.corpus import Example, Task, answer_text
+from fllm.energy import cost_sources
 from fllm.evaluation import Prompt, Scores, evaluate
 from fllm.federation.privacy import PrivacyTerms, check_extra
 from fllm.federation.privacy_noise import noise_source
@@ -65,6 +67,13 @@ class Bench:
     facts: dict[str, object]
     origin: dict[str, Any] | None = None
     """The adapter that was started from: its digest, and what it was trained on; None for a new one."""
+
+    @cached_property
+    def built(self) -> EventCounts:
+        """Counts of one token on the device that the model is on, which tell what hardware it takes."""
+        with count_events() as counts, torch.no_grad():
+            self.model(input_ids=torch.full((1, 1), self.pad_id), use_cache=False)
+        return counts
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Return examples as token ids."""
@@ -112,11 +121,17 @@ class Prepared:
     dies: list[Die]
     built: EventCounts
     network: Network
+    chips: ClientChips
 
     @property
     def model(self) -> PeftModel:
         """The model with its adapter; all clients of this process share it."""
         return self.bench.model
+
+    @property
+    def sizes(self) -> list[int]:
+        """Training prompts of each client."""
+        return [len(hospital.prompts) for hospital in self.hospitals]
 
     @property
     def client_of_test(self) -> list[int]:
@@ -131,6 +146,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     check_extra(config.privacy)
     config = with_settings_of_adapter(config)
     device = device_of(config)
+    devices = deal_devices(config, device, partial(device_of, config))
     network = load_network(config.network)
     observer.stage("reading the cases")
     cases = load_cases(config)
@@ -173,21 +189,44 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     if config.evaluate_only:
         del record["network"]  # nothing is sent
     held_out = HeldOut(encoded.of(cases.split.test), encoded.of(cases.split.validation))
-    built = _one_token(bench.model, bench.pad_id)
-    hospitals = _hospitals(cases, encoded, bench, device)
+    chips = _chips(config, cases.corpus.task, devices, {id(device): bench})
+    hospitals = _hospitals(config, cases, encoded, chips)
+    if chips.mixed:
+        record |= _facts_of_devices(chips, record)
     return Prepared(
         config, device, ideal_twin(device), cases, encoded, bench, held_out, hospitals, get_adapter(bench.model),
-        record, period_s, dies, built, network,
+        record, period_s, dies, bench.built, network, chips,
     )  # fmt: skip
 
 
-def _hospitals(cases: Cases, encoded: Encoded, bench: Bench, device: DeviceModel) -> list[Hospital]:
-    chips = lru_cache(CHIPS_KEPT)(partial(training_die, bench.config, device))
-    training = _local_training(bench.config)
+def _chips(
+    config: RunConfig, task: Task, devices: Sequence[DeviceModel], loaded: dict[int, Bench] | None = None
+) -> ClientChips:
+    """Return what clients work on; benches that are loaded already are those of devices by their id."""
+
+    def load(device: DeviceModel) -> Bench:
+        return (loaded or {}).get(id(device)) or load_bench(config, task, device)
+
+    return ClientChips(config, devices, load, partial(training_die, config))
+
+
+def _hospitals(config: RunConfig, cases: Cases, encoded: Encoded, chips: ClientChips) -> list[Hospital]:
+    training = _local_training(config)
     return [
-        make_hospital(index, encoded.of(client.train), bench, device, training, chips, _of_gradients(bench.config))
+        make_hospital(index, encoded.of(client.train), chips.bench(index), chips.device(index), training, chips.die)
         for index, client in enumerate(cases.clients)
     ]
+
+
+def _facts_of_devices(chips: ClientChips, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe clients' devices for a record, with the sources of their numbers and what of them has no effect."""
+    cited, warnings = dict(record["sources"]), list(record["warnings"])
+    for device, clients in chips.kinds():
+        cited |= cost_sources(device)
+        period_s = chips.bench(clients[0]).loaded.placing.token_period_s
+        idle = idle_effects(device, die=True, noise=True, token_period_s=period_s)
+        warnings += [f"no effect of {name} on {device.name}: {reason}" for name, reason in idle.items()]
+    return {"client_devices": chips.facts(), "sources": cited, "warnings": list(dict.fromkeys(warnings))}
 
 
 def privacy_of(config: RunConfig, sizes: Sequence[int]) -> PrivacyTerms:
@@ -198,8 +237,8 @@ def privacy_of(config: RunConfig, sizes: Sequence[int]) -> PrivacyTerms:
         sizes: Cases of each client.
     """
     return PrivacyTerms(
-        config.privacy, config.num_clients, min(config.clients_per_round or config.num_clients, config.num_clients),
-        tuple(sizes), config.batch_size, config.local_steps, config.seed,
+        config.privacy, config.num_clients, config.asked, tuple(sizes), config.batch_size, config.local_steps,
+        config.seed,
     )  # fmt: skip
 
 
@@ -219,9 +258,9 @@ def load_hospitals(config: RunConfig) -> tuple[list[Hospital], dict[str, Tensor]
     """
     config = with_settings_of_adapter(config)
     device, cases = device_of(config), load_cases(config)
-    bench = load_bench(config, cases.corpus.task, device)
-    encoded = bench.encode([example for client in cases.clients for example in client.train])
-    return _hospitals(cases, encoded, bench, device), get_adapter(bench.model)
+    chips = _chips(config, cases.corpus.task, deal_devices(config, device, partial(device_of, config)))
+    encoded = chips.bench(0).encode([example for client in cases.clients for example in client.train])
+    return _hospitals(config, cases, encoded, chips), get_adapter(chips.bench(0).model)
 
 
 def load_hospital(config: RunConfig, partition: int, *, own_cases: bool) -> tuple[Hospital, dict[str, Tensor], str]:
@@ -235,16 +274,17 @@ def load_hospital(config: RunConfig, partition: int, *, own_cases: bool) -> tupl
     Returns:
         The client, the adapter that it begins with, and the digest of the base model.
     """
+    check_extra(config.privacy)
     config = with_settings_of_adapter(config)
     alone = config.model_copy(update={"num_clients": 1, "partition": "iid"})
     device, cases = device_of(config), load_cases(alone if own_cases else config)
     client = cases.clients[0 if own_cases else partition]
-    bench = load_bench(config, cases.corpus.task, device)
+    chips = _chips(config, cases.corpus.task, deal_devices(config, device, partial(device_of, config)))
+    bench = chips.bench(partition)
     prompts = bench.encode(client.train).of(client.train)
     if not prompts:
         raise InputError("no text of two tokens or more", where=cases.corpus.source, remedy="bring longer texts")
-    chips = partial(training_die, bench.config, device)
-    hospital = make_hospital(partition, prompts, bench, device, _local_training(bench.config), chips)
+    hospital = make_hospital(partition, prompts, bench, chips.device(partition), _local_training(config), chips.die)
     return hospital, get_adapter(bench.model), bench.loaded.sha256
 
 
@@ -257,9 +297,13 @@ def _check_prompts(cases: Cases, encoded: Encoded) -> None:
             raise InputError("no text of two tokens or more", where=where, remedy=remedy)
 
 
-def device_of(config: RunConfig) -> DeviceModel:
-    """Load the device of a run; raises InputError, also for one that only training of the base model could use."""
-    device = load_device(config.device_model, config.device)
+def device_of(config: RunConfig, name: str | None = None) -> DeviceModel:
+    """Load a device of a run, its own unless another is named.
+
+    Raises:
+        InputError: If it cannot be loaded, or only training of the base model could use it.
+    """
+    device = load_device(config.device_model if name is None else name, config.device)
     if device.readout.range == "learned" and not config.lora.train_scalers:
         raise InputError(
             "a run trains adapters alone, so nothing learns the range of the readout",
@@ -357,20 +401,22 @@ def evaluation_die(config: RunConfig, device: DeviceModel, number: int) -> Die:
 
 Chips = Callable[[int, int], Die | None]
 """Returns the chip that a client trains on in a round; see :func:`training_die`."""
-CHIPS_KEPT = 16
-"""Chips whose deviations are kept once they are drawn: some 25 MB each for the shipped model."""
 
 
 def make_hospital(
     index: int, prompts: list[Prompt], bench: Bench, device: DeviceModel, training: LocalTraining, chips: Chips,
-    privacy: GradientPrivacy | None = None,
+    *, private: bool = True,
 ) -> Hospital:  # fmt: skip
-    """Make one client: its prompts, the shared model on the chip that it trains on, and how it protects its cases."""
+    """Make one client: its prompts, and the shared model on the chip that it trains on.
+
+    Its cases are as private as the run says, unless nothing that it makes leaves this process.
+    """
 
     def put_on_chip(server_round: int) -> None:
         die = chips(index, server_round if bench.config.training_chips == "new" else 0)
         emulate(bench.model, device, die_seed=die, token_period=bench.loaded.placing.token_period_s)
 
+    privacy = _of_gradients(bench.config) if private else None
     kind = Hospital if privacy is None else partial(PrivateHospital, privacy=privacy)
     return kind(index, prompts, bench.model, bench.answers, bench.pad_id, training, put_on_chip)
 
@@ -389,13 +435,6 @@ def _baselines(cases: Cases, encoded: Encoded, config: RunConfig, vocabulary: in
         train, test = ([prompt.tokens for prompt in encoded.of(part)] for part in (split.train, split.test))
         return language_baselines(train, test, vocabulary)
     return baselines([(client.name, client.train) for client in cases.clients], split.test, task, seed=config.seed)
-
-
-def _one_token(model: PeftModel, pad_id: int) -> EventCounts:
-    """Count one token, to learn what hardware the model takes."""
-    with count_events() as counts, torch.no_grad():
-        model(input_ids=torch.full((1, 1), pad_id), use_cache=False)
-    return counts
 
 
 def ideal_twin(device: DeviceModel) -> DeviceModel:

@@ -36,6 +36,10 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # it died while it was idle: receive() finds out
             self.pipe.send(task)
 
+    def lives(self) -> bool:
+        """Say whether its process is there."""
+        return self._process.is_alive()
+
     def receive(self) -> Any | None:
         """Wait for what came of a task; None if the process died."""
         try:

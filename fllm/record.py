@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from device_models import DeviceModel
-from device_models.machines import Network
+from device_models.machines import Network, load_network, network_names
 from fllm.config import RunConfig, threads_of
 from fllm.data.corpus import Corpus
 from fllm.data.holdings import label_counts, partition_facts
@@ -121,8 +121,24 @@ def assumptions(device: DeviceModel, config: RunConfig) -> list[dict[str, Any]]:
 
 
 def network_facts(network: Network) -> dict[str, Any]:
-    """Describe the clients' link: every number with its source."""
-    return {"name": network.name, "title": network.title, "values": provenance_rows(network.provenance or {})}
+    """Describe the clients' link: every number with its source, and what it stands against, the shipped links."""
+    others = [load_network(name) for name in network_names() if name != network.name]
+    return {
+        "name": network.name,
+        "title": network.title,
+        "values": provenance_rows(network.provenance or {}),
+        "links": [_link(found) for found in (network, *others)],
+    }
+
+
+def _link(network: Network) -> dict[str, Any]:
+    return {
+        "name": network.name,
+        "uplink_bit_j": network.uplink_bit,
+        "downlink_bit_j": network.downlink_bit,
+        "uplink_bits_per_s": network.uplink_rate,
+        "downlink_bits_per_s": network.downlink_rate,
+    }
 
 
 def sources(device: DeviceModel, network: Network) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The record of a run or a sweep, ``result.json``, and the table ``rounds.csv``: written atomically, read strictly.
+"""The record of a run or a sweep, ``result.json``, and its tables: written atomically, read strictly.
 
-Both files are functions of the result alone. ``rounds.csv`` holds no wall-clock time and no date, so that two runs
-with one seed give the same bytes.
+All are functions of the result alone. ``rounds.csv`` and ``clients.csv`` hold no wall-clock time and no date, so that
+two runs with one seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 SWEEP = "sweep"
 """``kind`` of the result of a sweep; that of a run has none."""
 
+_UNFINISHED = ".tmp"
 _REQUIRED: dict[str, type] = {
     "status": str,
     "name": str,
@@ -65,6 +66,11 @@ _PRIVACY_PATHS: dict[str, tuple[str, ...]] = {"epsilon": ("privacy", "epsilon"),
 """Columns of a run with differential privacy alone."""
 
 ROUND_COLUMNS: tuple[str, ...] = tuple(_ROUND_PATHS)
+CLIENT_COLUMNS = (
+    "round", "client", "status", "reason", "train_loss", "uplink_bytes", "downlink_bytes", "update_norm",
+    "update_cosine", "outlier",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def value_at(record: Mapping[str, Any], *path: str) -> Any:
@@ -141,6 +147,45 @@ def rounds_csv(result: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
+def write_clients_csv(path: Path | str, result: Mapping[str, Any]) -> None:
+    """Write ``clients.csv`` atomically, if any client was asked for anything."""
+    text = clients_csv(result)
+    if text.count("\n") > 1:
+        replace_file(Path(path), text)
+
+
+def clients_csv(result: Mapping[str, Any]) -> str:
+    """Return one row per round and client that was asked, columns :data:`CLIENT_COLUMNS`; what is not known is empty.
+
+    A client is known by its number, as in ``result.json``.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CLIENT_COLUMNS)
+    for row in result["rounds"]:
+        for one in row.get("participants") or ():
+            status = "used" if one["reason"] is None else "left out"
+            found = one | {"round": row["round"], "status": status}
+            writer.writerow([harmless(found[column]) for column in CLIENT_COLUMNS])
+    return text.getvalue()
+
+
+def harmless(cell: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet would take for a formula; reasons may come from elsewhere."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA) and not is_number(cell):
+        return f"'{cell}"
+    return cell
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a text is one number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _text(path: Path) -> str:
     """Read a text file, any failure as one InputError."""
     try:
@@ -173,7 +218,7 @@ def _parse(text: str, where: str) -> Any:
 
 def replace_file(path: Path, text: str) -> None:
     """Write beside the target, flush to disk, then put it in the target's place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -185,3 +230,9 @@ def replace_file(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove files that a process was writing into a folder when it was killed; none other may be writing there."""
+    for leftover in folder.glob(f".*{_UNFINISHED}"):
+        leftover.unlink(missing_ok=True)

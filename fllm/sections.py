@@ -40,6 +40,7 @@ class LoraSettings(Strict):
     freeze_a: StrictBool = False
     train_scalers: StrictBool = False
 
+
 class CueSettings(Strict):
     """Switches against what tells the diagnosis without describing it."""
 

@@ -1,4 +1,4 @@
-"""What a run says on the terminal when it is done."""
+"""What a run says on the terminal of its rounds' clients, and of itself when it is done."""
 
 from __future__ import annotations
 
@@ -29,11 +29,34 @@ def summary(result: Mapping[str, Any], folder: Path) -> str:
         lines += [f"          {note}" for note in final["energy"]["price_notes"]]
         lines.append(f"latency   {format_quantity(final['latency_per_token_s'], 's')} per token (modelled)")
         lines += _training_lines(final["training"])
+    lines += _privacy_lines(result)
+    lines.append(_adapter_line(result, folder))
     lines += [f"warning   {warning}" for warning in result.get("warnings", ())]
     memory = final["peak_memory_bytes"]
     lines.append(f"this run  {final['wall_seconds']:.0f} s" + (f", {memory / 1e9:.2f} GB of memory" if memory else ""))
     lines.append(f"report    {folder / 'report.html'}")
     return "\n".join(lines)
+
+
+def _adapter_line(result: Mapping[str, Any], folder: Path) -> str:
+    """Say where the adapter is and which it is, to be compared with that of another run."""
+    digest = result["final"]["adapter_sha256"][:16]
+    if result["config"].get("evaluate_only"):
+        return f"adapter   sha256 {digest}, as it was given"
+    if (result["config"].get("strategy") or {}).get("factors") == "share_a":
+        return f"adapters  sha256 {digest} of all together, one per client in {folder / 'adapters'}"
+    return f"adapter   sha256 {digest} in {folder / 'adapter'}"
+
+
+def _privacy_lines(result: Mapping[str, Any]) -> list[str]:
+    """Say what privacy was spent; nothing where there is none."""
+    spent = result["rounds"][-1].get("privacy")
+    if not spent:
+        return []
+    who = "client" if spent["kind"] == "client" else "case"
+    lines = [f"privacy   epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}, for one {who} more or less"]
+    ended = result.get("privacy", {}).get("ended")
+    return lines + ([f"          {ended}"] if ended else [])
 
 
 def _training_lines(training: Mapping[str, Any] | None) -> list[str]:
@@ -77,3 +100,12 @@ def _accuracy_lines(final: Mapping[str, Any], base: Mapping[str, Any], result: M
             f" {written['hardware']['unparsable']:.1%} name no class"
         )
     return lines
+
+
+def client_lines(row: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:
+    """Say of a round which clients were left out, then whose updates stood out."""
+    found = [
+        (f"client {one['client']} ({names.get(one['client'], 'no name')})", one) for one in row.get("participants", ())
+    ]
+    left_out = [f"{who} was left out: {one['reason']}" for who, one in found if one["reason"] is not None]
+    return left_out + [f"{who} stands out: {one['outlier']}" for who, one in found if one["outlier"] is not None]

@@ -55,7 +55,8 @@ _FINAL_METRICS: dict[str, tuple[str, ...]] = {
     "final/training_energy_digital_accelerator_j": ("training", "lines_j", "digital accelerator", "nominal"),
     "final/training_energy_network_j": ("training", "lines_j", "network", "nominal"),
 }
-_MARK = "accuracy/hardware"  # every round has it: a round that has it in a journal is there
+_MARKS = ("accuracy/hardware", "bytes/uplink")
+"""Every round has one of them, evaluated or trained: a round that has one in a journal is there."""
 _PATHS = ("device_model", "model", "network", "adapter")
 _PARAMS_AT_ONCE = 100  # MLflow takes no more in one call
 
@@ -190,7 +191,7 @@ class TensorBoardJournal:
         missing = next(number for number in range(len(there) + 1) if number not in there)
         kept = {number for number in there if number < missing}  # purge_step hides what stands behind a gap
         self._writer = SummaryWriter(str(place), purge_step=missing if there else None)
-        experiment, start, self._end = hparams(dict(settings), dict.fromkeys((*_FINAL_METRICS, _MARK), 0.0))
+        experiment, start, self._end = hparams(dict(settings), dict.fromkeys((*_FINAL_METRICS, _MARKS[0]), 0.0))
         for summary in (experiment, start):
             self._writer._get_file_writer().add_summary(summary)
         self._writer.flush()
@@ -213,7 +214,8 @@ class TensorBoardJournal:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(place), size_guidance={"scalars": 0}).Reload()
-        return {event.step for event in events.Scalars(_MARK)} if _MARK in events.Tags()["scalars"] else set()
+        marks = [mark for mark in _MARKS if mark in events.Tags()["scalars"]]
+        return {event.step for mark in marks for event in events.Scalars(mark)}
 
 
 class MlflowJournal:
@@ -245,7 +247,8 @@ class MlflowJournal:
         params = [Param(key, str(value)) for key, value in settings.items()]
         for start in range(0, len(params), _PARAMS_AT_ONCE):
             self._client.log_batch(self._run, params=params[start : start + _PARAMS_AT_ONCE])
-        return {metric.step for metric in self._client.get_metric_history(self._run, _MARK)} if former else set()
+        marks = _MARKS if former else ()
+        return {metric.step for mark in marks for metric in self._client.get_metric_history(self._run, mark)}
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
         """Send numbers in one call."""

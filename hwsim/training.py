@@ -49,12 +49,12 @@ class TrainingEvents:
     saved_bits: int
     weight_bits: int
     frozen_weights: int
-    optimiser_operations: int
-    optimiser_bits: int
+    optimiser_operations: float
+    optimiser_bits: float
 
 
 def training_events(
-    forward: EventCounts, device: DeviceModel, *, steps: int, trained_parameters: int, frozen_weights: int,
+    forward: EventCounts, device: DeviceModel, *, steps: int, trained_parameters: float, frozen_weights: int,
     optimiser: str = "adamw",
 ) -> TrainingEvents:  # fmt: skip
     """Derive the backward pass and the optimiser of LoRA fine-tuning from the counts of its forward passes.
@@ -71,7 +71,7 @@ def training_events(
         forward: Counts of the forward passes of training.
         device: The device that they ran on.
         steps: Optimiser steps; frozen weights are read once in each.
-        trained_parameters: Weights of the adapter.
+        trained_parameters: Weights of the adapter; a mean where steps are those of adapters of several sizes.
         frozen_weights: Ternary weights that gradients pass.
         optimiser: One of ``OPTIMISERS``.
 

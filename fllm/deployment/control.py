@@ -36,6 +36,11 @@ class FlowerRun:
     sent_bytes: int
 
     @property
+    def reason(self) -> str:
+        """Why it failed, without what Flower puts before the message of a ServerApp."""
+        return self.details.removeprefix("ServerApp failed with exception: ") or "no reason was given"
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more will happen."""
         return self.status.startswith("finished")

@@ -127,6 +127,7 @@ def _make_site(folder: Path, federation: Federation, number: int) -> None:
         "Settings of this site, for its own operator to fill in. Relative paths are beside this file.\n"
         "data_dir: folder of this site's cases; null takes a part of a made-up cohort.\n"
         "model, device_model: null takes the shipped base model, and the device that the run asks for.\n"
+        "secure_threshold: refuse runs without secure aggregation, or with a threshold below this; null takes any.\n"
         "Nothing that comes from the server can name a path here."
     )
     write_settings(home / SITE_FILE, site, comment)

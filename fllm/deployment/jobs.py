@@ -22,6 +22,8 @@ from fllm.results import replace_file
 
 PATH_KEYS = ("data_dir", "data_files", "model", "adapter", "network")
 """Keys of a run that name files of the server; the last one prices bytes, which sites do not."""
+DEVICE_KEYS = ("device_model", "client_devices", "device")
+"""Keys that name devices; they are told where all are shipped ones, whose names mean the same everywhere."""
 RUN, BASE = "run", "base-sha256"
 """Settings that travel in each message: the run as JSON, and the digest of the base model."""
 
@@ -94,10 +96,16 @@ def check_deployable(config: RunConfig) -> None:
 def told(job: Job) -> str:
     """Write what sites are told of a run, as JSON; no path is in it."""
     config = {key: value for key, value in job.config.model_dump(mode="json").items() if key not in PATH_KEYS}
-    if job.config.device_model not in preset_names():
-        del config["device_model"], config["device"]
+    if not {job.config.device_model, *job.config.client_devices} <= set(preset_names()):
+        for key in DEVICE_KEYS:
+            del config[key]
     own_data = job.config.data_dir is not None or bool(job.config.data_files)
     return json.dumps({"token": job.token, "own_data": own_data, "config": config}, sort_keys=True)
+
+
+def _shipped(device: object, dealt: object) -> bool:
+    """Return whether devices that the server tells of are all names of shipped ones."""
+    return isinstance(dealt, list) and all(name in preset_names() for name in (device, *dealt))
 
 
 @dataclass(frozen=True)
@@ -139,8 +147,15 @@ def site_run(text: str, site: Site) -> SiteRun:
     if own_data and not own_cases:
         raise InputError("reads cases, and the site names none", where=where, remedy="set data_dir in site.yaml")
     if site.device_model is not None:  # overrides are made for another device
-        config |= {"device_model": site.device_model, "device": {}}
-    elif config.get("device_model") not in preset_names():
+        config |= {"device_model": site.device_model, "device": {}, "client_devices": []}
+    elif not _shipped(config.get("device_model"), config.get("client_devices")):
         raise InputError("its device is a file of the server", where=where, remedy="set device_model in site.yaml")
     own = {"data_dir": site.data_dir, "data_files": site.data_files, "model": site.model}
-    return SiteRun(validate_config(config | own, where), Path(site.state) / token, own_cases)
+    joined = validate_config(config | own, where)
+    threshold = joined.secure.threshold_of(joined.asked)
+    if site.secure_threshold is not None and (threshold or 0) < site.secure_threshold:
+        raise InputError(
+            "has no secure aggregation of the threshold that this site asks for", where=where,
+            expected=f"at least {site.secure_threshold}", received=threshold,
+        )  # fmt: skip
+    return SiteRun(joined, Path(site.state) / token, own_cases)

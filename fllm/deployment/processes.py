@@ -10,14 +10,19 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from device_models import InputError
 from fllm.deployment.settings import LOOPBACK
 
 STOP_SECONDS = 10.0
 """How long a program that was asked to stop may take."""
+LEFT_SECONDS = 2.0
+"""How long what it had started may take after it."""
 
 
 def program(name: str) -> str:
@@ -65,7 +70,14 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a program to stop, and end it if it does not."""
+    """Ask a program to stop, end it if it does not, and then end what it has left behind.
+
+    Flower's programs start each other, and its simulation finishes a run whose SuperLink is gone.
+    """
+    try:
+        offspring = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        offspring = []
     if process.poll() is None:
         process.terminate()
         try:
@@ -73,24 +85,40 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    _, alive = psutil.wait_procs(offspring, timeout=LEFT_SECONDS)
+    for one in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
-def serve(process: subprocess.Popen[bytes], before_stop: Callable[[], object] = lambda: None) -> int:
+def serve(
+    process: subprocess.Popen[bytes],
+    *,
+    beside: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    when: Callable[[], bool] = lambda: True,
+) -> int:
     """Wait for a program that runs until it is stopped, and hand on the request to stop.
 
     Args:
         process: The program.
-        before_stop: Called before it is stopped, or when it has ended by itself.
+        beside: Entered while the program runs, and left before it is stopped.
+        when: Says whether the program is so far that this may be entered.
 
     Returns:
         0 if it was asked to stop, else the code that it ended with, or 1.
     """
     with stoppable() as asked:
-        while process.poll() is None and not asked:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)  # in pieces, as Windows tells of Ctrl-C only between waits
-        before_stop()
-        stop(process)
+        try:
+            with contextlib.ExitStack() as stack:
+                is_open = False
+                while process.poll() is None and not asked:
+                    if not is_open and when():
+                        stack.enter_context(beside())
+                        is_open = True
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(0.2)  # in pieces, as Windows tells of Ctrl-C only between waits
+        finally:
+            stop(process)
     return 0 if asked else process.returncode or 1
 
 

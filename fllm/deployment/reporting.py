@@ -39,7 +39,7 @@ def run_line(run: FlowerRun, name: str, folder: Path) -> str:
     done = max((int(row["round"]) for row in rows), default=0)
     rounds = f", round {done} of {total}" if total else ""
     traffic = f"{run.received_bytes / 1e3:.0f} kB from sites, {run.sent_bytes / 1e3:.0f} kB to them"
-    reason = f": {run.details}" if run.details else ""
+    reason = f": {run.reason}" if run.details else ""
     return f"{name}: {run.status}{rounds}, {run.seconds:.0f} s, {traffic}{reason}"
 
 
@@ -56,7 +56,8 @@ def round_line(row: Mapping[str, Any], total: int) -> str:
     parts = [f"round {row['round']} of {total}"]
     if row.get("train_loss") is not None:
         parts.append(f"loss {row['train_loss']:.3f}")
-    parts.append(f"accuracy ideal {row['ideal']['accuracy']:.1%}, device {row['hardware']['accuracy']['mean']:.1%}")
-    if row.get("uplink_bytes") is not None:
+    if row["ideal"]["accuracy"] is not None:  # not every round is evaluated
+        parts.append(f"accuracy ideal {row['ideal']['accuracy']:.1%}, device {row['hardware']['accuracy']['mean']:.1%}")
+    if row["round"]:
         parts.append(f"{row['clients']} sites, {row['uplink_bytes'] / 1e3:.0f} kB up")
     return "; ".join(parts)

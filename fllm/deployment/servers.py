@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from functools import partial
 from pathlib import Path
 
 from device_models import InputError
@@ -57,11 +57,12 @@ def run_superlink(folder: Path) -> int:
     for host, port in {(federation.listen, federation.port), (LOOPBACK, federation.control_port)}:
         if is_taken(port, host):
             raise InputError("is in use", where=f"port {port}", remedy="is the SuperLink running already?")
-    with contextlib.ExitStack() as stack:
-        if federation.tls:
-            stack.enter_context(open_gateway(folder, federation))
-        process = start(superlink_command(folder, federation), environment(folder / HOME_FOLDER))
-        return serve(process, before_stop=stack.close)  # the SuperLink waits for open connections
+    process = start(superlink_command(folder, federation), environment(folder / HOME_FOLDER))
+    if not federation.tls:
+        return serve(process)
+    # The gateway opens last and closes first: a site that is told of an error gives up, and one that meets none waits
+    answers = partial(is_taken, federation.control_port)
+    return serve(process, beside=lambda: open_gateway(folder, federation), when=answers)
 
 
 def run_supernode(folder: Path, port: int | None) -> int:

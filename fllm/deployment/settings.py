@@ -77,6 +77,7 @@ class Site(Strict):
         data_files: Table or text files of the tasks ``csv`` and ``text``.
         model: Folder of the base model; None is the shipped one.
         device_model: Device file or name of a shipped one; None is that of the run.
+        secure_threshold: Least threshold of secure aggregation that this site takes part with; None takes part without.
         state: Folder for what the site keeps from round to round.
     """
 
@@ -88,6 +89,7 @@ class Site(Strict):
     data_files: tuple[str, ...] = ()
     model: str | None = None
     device_model: str | None = None
+    secure_threshold: Annotated[StrictInt, Field(ge=2)] | None = None
     state: str = "state"
 
     @field_validator("superlink")

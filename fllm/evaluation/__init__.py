@@ -9,7 +9,7 @@ from fllm.evaluation.likelihood import evaluate, padded
 from fllm.evaluation.metrics import bits_per_byte, macro_f1
 from fllm.evaluation.prompts import Prompt
 from fllm.evaluation.rules import class_of, diagnosis_of, parse_answer
-from fllm.evaluation.scores import METRICS, Scores, over_dies
+from fllm.evaluation.scores import METRICS, Scores, joined, over_dies
 
 __all__ = [
     "METRICS",
@@ -26,6 +26,7 @@ __all__ = [
     "fit_temperature",
     "generate_answers",
     "generation_facts",
+    "joined",
     "macro_f1",
     "mcnemar",
     "over_dies",

@@ -122,6 +122,27 @@ def predicted(hits: Array, losses: Array) -> Scores:
     )
 
 
+def joined(parts: Sequence[Scores], places: Sequence[Sequence[int]]) -> Scores:
+    """Return the scores of all cases, each of which one of several models has scored.
+
+    Args:
+        parts: Of each model on its cases; of one kind, at one temperature.
+        places: Place of each of its cases among all.
+    """
+    order = np.argsort(np.concatenate([np.asarray(place, dtype=np.int64) for place in places]))
+
+    def together(arrays: Sequence[Array]) -> Array:
+        return np.asarray(np.concatenate(arrays)[order])
+
+    losses = together([part.losses for part in parts if part.losses is not None])
+    if parts[0].log_likelihoods is None:
+        tokens = together([np.multiply(part.correct, part.losses[:, 1]) for part in parts if part.losses is not None])
+        return predicted(np.rint(tokens), losses)
+    known = [part._known() for part in parts]
+    truth = np.concatenate([truth for _, truth in known])[order]
+    return classified(together([likelihoods for likelihoods, _ in known]), truth, losses)
+
+
 def over_dies(scores: Sequence[Scores]) -> Scores:
     """Return the means over dies; ``correct`` becomes the share of dies on which a case came out right."""
     share = np.mean([found.correct for found in scores], axis=0)

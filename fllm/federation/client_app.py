@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor
 
+from device_models.costs import HALF_PRECISION
 from fllm.federation.exchange import PLAIN, Exchange, rank_of
 from fllm.federation.kept import Kept
-from fllm.federation.task import Update
 from hwsim import EventCounts
 from hwsim.events import EVENTS
+
+if TYPE_CHECKING:
+    from fllm.federation.task import Update  # a client that only says who it is needs no transformers
 
 COUNT_PREFIX = "count/"
 TOKENS = f"{COUNT_PREFIX}tokens"
@@ -63,6 +66,19 @@ def counts_of(metrics: Mapping[str, Any]) -> EventCounts:
     return counts
 
 
+def counts_of_rank(counts: EventCounts, rank: int, computed: int) -> EventCounts:
+    """Return the counts of an adapter of some rank that was computed as a part of a larger one, zeros beside it."""
+    if rank >= computed:
+        return counts
+    found = EventCounts()
+    found.add(counts)
+    for events in found.by_layer.values():
+        spared = events["digital.adapter_mac"] * (computed - rank) // computed
+        events["digital.adapter_mac"] -= spared
+        events["memory.weight_bit"] -= HALF_PRECISION * spared
+    return found
+
+
 def make_client_app(
     trainer_of: Callable[[int], Trainer],
     *,
@@ -92,22 +108,28 @@ def make_client_app(
         partition, config = int(context.node_config["partition-id"]), message.content[CONFIG]
         number = int(config["server-round"])
         trainer, whole = trainer_of(partition), first()
-        start = exchange.received(message.content[ARRAYS], rank_of(whole))
+        rank = rank_of(whole)
+        start = exchange.received(message.content[ARRAYS], rank)
         held = kept.load(partition, number) if kept is not None else {}
         own = {**exchange.personal(whole), **_under(held, _PERSONAL)}
         update = trainer.train({**start, **own}, number, proximal_mu=float(config.get("proximal-mu", 0.0)))
         arrays, lost = exchange.up(start, update.adapter, partition, _under(held, _LOST))
         if kept is not None:
-            keep = {_PERSONAL + name: tensor for name, tensor in exchange.personal(update.adapter).items()}
+            keep = kept_as_personal(exchange.personal(update.adapter))
             kept.save(partition, number, keep | {_LOST + name: tensor for name, tensor in lost.items()})
         metrics: dict[str, int | float | list[int]] = {
             PARTITION: partition,
             WEIGHT_KEY: update.examples,
             LOSS: update.loss,
-        } | count_metrics(update.counts)
+        } | count_metrics(counts_of_rank(update.counts, exchange.rank_of(partition) or rank, rank))
         return Message(RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)}), reply_to=message)
 
     return app
+
+
+def kept_as_personal(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what of a client's adapter stays with it as it is kept."""
+    return {_PERSONAL + name: tensor for name, tensor in tensors.items()}
 
 
 def personal_part(held: Mapping[str, Tensor]) -> dict[str, Tensor]:

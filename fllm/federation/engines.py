@@ -15,8 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-CLIENT_FAILED = 2
-"""Error code of a reply whose client raised, as Flower's own engines use it."""
+from fllm.federation.reasons import CLIENT_FAILED
 
 
 class LocalGrid(Grid):
@@ -104,6 +103,8 @@ def answered(app: ClientApp, message: Message, context: Context) -> Message:
     """Return the answer of a client application; one that raises answers with the type of its exception."""
     try:
         reply: Message = app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError
     except Exception as error:
         # The type alone: a message could carry text of the data that the client was working on
         reply = Message(Error(code=CLIENT_FAILED, reason=type(error).__name__), reply_to=message)

@@ -24,6 +24,8 @@ from fllm.sections import WireFormat
 SCALES = "scales"
 """Name of the array that holds the step of each tensor in int8, in the order of their names."""
 _INT8_MOST = 127
+LARGEST = 1e15
+"""No sound update changes a number by more; its square would leave float32, and moments of a server infinite."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Exchange:
 
     def down(self, adapter: Mapping[str, Tensor], partition: int) -> ArrayRecord:
         """Write the server's adapter for one client."""
-        return encoded(self._cut(adapter, partition), self.wire)
+        return encoded(self.cut(adapter, partition), self.wire)
 
     def received(self, record: ArrayRecord, rank: int) -> dict[str, Tensor]:
         """Read at a client what :meth:`down` wrote.
@@ -84,10 +86,10 @@ class Exchange:
         Returns:
             The record, and what rounding lost this time.
         """
-        made = self._cut(self.shared(trained), partition)
+        made = self.cut(self.shared(trained), partition)
         if self.wire == "float32":
             return encoded(made, self.wire), {}
-        first = self._cut(start, partition)
+        first = self.cut(start, partition)
         wanted = {name: tensor - first[name] + lost.get(name, 0.0) for name, tensor in made.items()}
         record = encoded(wanted, self.wire)
         return record, {name: wanted[name] - tensor for name, tensor in decoded(record).items()}
@@ -104,16 +106,17 @@ class Exchange:
             The client's adapter, of the server's rank.
 
         Raises:
-            ValueError: If names, shapes or kinds of the arrays are not those that were sent, or a number is not finite;
-                the message holds no name that the client chose.
+            ValueError: If names, shapes or kinds of the arrays are not those that were sent, or a number is not finite
+                or changed beyond measure; the message holds no name that the client chose.
         """
-        expected = self._cut(adapter, partition)
+        expected = self.cut(adapter, partition)
         found = _checked(record, expected, self.wire)
         if self.wire != "float32":
             found = {name: expected[name] + tensor for name, tensor in found.items()}
         return _filled(found, rank_of(adapter))
 
-    def _cut(self, adapter: Mapping[str, Tensor], partition: int) -> dict[str, Tensor]:
+    def cut(self, adapter: Mapping[str, Tensor], partition: int) -> dict[str, Tensor]:
+        """Return as much of an adapter as the rank of a client holds."""
         rank = self.rank_of(partition)
         if rank is None:
             return dict(adapter)
@@ -175,8 +178,9 @@ def _checked(record: ArrayRecord, expected: Mapping[str, Tensor], wire: WireForm
     if not all(bool(np.isfinite(array).all()) for array in arrays.values()):
         raise ValueError("update is not finite")
     found = decoded(record)
-    if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
-        raise ValueError("update is not finite")
+    changes = found.values() if wire != "float32" else [found[name] - tensor for name, tensor in expected.items()]
+    if not all(bool((change.abs() <= LARGEST).all()) for change in changes):
+        raise ValueError(f"update has changes beyond {LARGEST:g}")
     return {name: found[name] for name in expected}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -27,8 +28,8 @@ class Kept:
 
     def load(self, partition: int, before: int) -> dict[str, Tensor]:
         """Return what a client kept in the last of its rounds before one; nothing where it has none."""
-        rounds = [number for number in self._rounds(partition) if number < before]
-        return dict(sorted(load(self._file(partition, rounds[-1]).read_bytes()).items())) if rounds else {}
+        number = self.last(partition, before)
+        return dict(sorted(load(self._file(partition, number).read_bytes()).items())) if number else {}
 
     def save(self, partition: int, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors after a round; a reader sees the former file or the whole new one."""
@@ -39,6 +40,18 @@ class Kept:
         aside.replace(file)
         for old in self._rounds(partition)[:-KEPT]:
             self._file(partition, old).unlink(missing_ok=True)
+
+    def last(self, partition: int, before: int) -> int:
+        """Return the last round before one in which a client kept something; 0 where it has none."""
+        return max((number for number in self._rounds(partition) if number < before), default=0)
+
+    def is_whole(self, partition: int, number: int) -> bool:
+        """Say whether what a client kept in a round is there and can be read."""
+        try:
+            load(self._file(partition, number).read_bytes())
+        except (OSError, SafetensorError):
+            return False
+        return True
 
     def _rounds(self, partition: int) -> list[int]:
         files = self._file(partition, 0).parent.glob("round-*.safetensors")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fllm.federation.client_app import LOSS, WEIGHT_KEY, counts_of
 from fllm.federation.exchange import Exchange
+from fllm.federation.reasons import NO_ANSWER, OTHER_FORM, reason_of
 from hwsim import EventCounts
 
 FAR = 3.0
@@ -64,7 +65,7 @@ def judged(
         the order of partitions.
     """
     good: dict[int, Message] = {}
-    found: dict[int, Participant] = {one.partition: replace(one, reason="no answer in time") for one in sent.values()}
+    found: dict[int, Participant] = {one.partition: replace(one, reason=NO_ANSWER) for one in sent.values()}
     for reply in replies:
         asked = sent.get(reply.metadata.reply_to_message_id)
         if asked is None:
@@ -79,10 +80,10 @@ def judged(
 def _judged(reply: Message, asked: Participant, adapter: Mapping[str, Tensor], exchange: Exchange) -> Participant:
     """Read one reply, and leave in it what a strategy needs."""
     if reply.has_error():
-        return replace(asked, reason=reply.error.reason)
+        return replace(asked, reason=reason_of(reply.error))
     arrays, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
     if len(arrays) != 1 or len(metrics) != 1:
-        return replace(asked, reason="reply of another form")
+        return replace(asked, reason=OTHER_FORM)
     asked = replace(asked, uplink_bytes=array_bytes(reply))
     try:
         update = exchange.collected(arrays[0], asked.partition, adapter)
@@ -91,8 +92,8 @@ def _judged(reply: Message, asked: Participant, adapter: Mapping[str, Tensor], e
     try:
         examples, loss = _number(metrics[0], WEIGHT_KEY), _number(metrics[0], LOSS)
         counts = counts_of(metrics[0])
-    except (KeyError, TypeError, ValueError):
-        return replace(asked, reason="reply of another form")
+    except (KeyError, TypeError, ValueError, OverflowError):  # the last: a number of events that is infinite
+        return replace(asked, reason=OTHER_FORM)
     if examples < 1 or examples != int(examples):
         return replace(asked, reason="no cases")
     reply.content = RecordDict({"arrays": ArrayRecord(update), "metrics": MetricRecord({WEIGHT_KEY: int(examples)})})

@@ -11,12 +11,16 @@ from typing import Any
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fllm.federation.engines import CLIENT_FAILED, LocalGrid, answered, name_this_process
+from device_models import InputError
+from fllm.federation.engines import LocalGrid, answered, name_this_process
+from fllm.federation.reasons import NO_ANSWER, PROCESS_DIED, TOO_LATE
 from fllm.processes import WorkerProcess
 
-PROCESS_DIED, TOO_LATE = 8, 9
-"""Error codes of clients whose process ended, and of those that were given up."""
 _WARM = "warm"
+
+
+class WorkerFailed(RuntimeError):
+    """A process could not load the clients; another would not either."""
 
 
 class PoolGrid(LocalGrid):
@@ -48,19 +52,22 @@ class PoolGrid(LocalGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Wait until all that was sent is answered, and return the replies to some messages."""
+        """Wait until all that was sent is answered, and return the replies to some messages.
+
+        Raises:
+            WorkerFailed: If a process cannot load the clients, or each that tries dies of it.
+        """
         while self._waiting or any(seat.message is not None for seat in self._seats):
-            for seat in self._seats:
+            for seat in tuple(self._seats):
                 if seat.ready and self._waiting:
-                    message = self._waiting.popleft()
-                    seat.give(message, self._contexts[message.metadata.dst_node_id], self._timeout_s)
+                    self._give(seat)
             working = [seat for seat in self._seats if not seat.ready]
             pipes = wait([seat.process.pipe for seat in working], self._patience(working))
-            for number, seat in enumerate(self._seats):
+            for seat in working:
                 if seat.process.pipe in pipes:
-                    self._take(number, seat)
+                    self._take(seat)
                 elif seat.late():
-                    self._replace(number, seat, TOO_LATE, "no answer in time")
+                    self._replace(seat, Error(TOO_LATE, NO_ANSWER))
         return super().pull_messages(message_ids)
 
     def close(self) -> None:
@@ -72,29 +79,47 @@ class PoolGrid(LocalGrid):
         ends = [seat.end for seat in seats if seat.end is not None]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
-    def _take(self, number: int, seat: _Seat) -> None:
-        """Take what a process sent, or find out that it died."""
+    def _give(self, seat: _Seat) -> None:
+        """Hand the next message to a process, unless that died at rest, which is no client's fault."""
+        if seat.process.lives():
+            message = self._waiting.popleft()
+            seat.give(message, self._contexts[message.metadata.dst_node_id], self._timeout_s)
+        else:
+            self._replace(seat, None)
+
+    def _take(self, seat: _Seat) -> None:
+        """Take what a process sent, or find out that it died.
+
+        Raises:
+            WorkerFailed: If it could not load the clients.
+        """
         found = seat.process.receive()
         if found is None:
-            self._replace(number, seat, PROCESS_DIED, "its process died")
+            died = f"its process died (exit code {seat.process.end()})"
+            if seat.message is None:
+                self._drop(seat, died)
+            else:
+                self._replace(seat, Error(PROCESS_DIED, died))
             return
         if seat.message is not None:
-            reply, context = found
-            self._contexts[seat.message.metadata.dst_node_id] = context
+            reply, self._contexts[seat.message.metadata.dst_node_id] = found
             self._replies[seat.message.metadata.message_id] = reply
+        elif found != _WARM:
+            raise WorkerFailed(f"a process of the federation could not load the clients: {found}")
         seat.rest()
 
-    def _replace(self, number: int, seat: _Seat, code: int, reason: str) -> None:
-        """Answer for a process that is gone, and start another in its place."""
-        exit_code = seat.process.end()
-        if code == PROCESS_DIED:
-            reason = f"{reason} (exit code {exit_code})"
-        if seat.message is None:  # it died while it loaded the model: another would, too
-            raise RuntimeError(f"a worker of the federation could not start: {reason}")
-        self._replies[seat.message.metadata.message_id] = Message(
-            Error(code=code, reason=reason), reply_to=seat.message
-        )
-        self._seats[number] = _Seat(self._make_worker)
+    def _replace(self, seat: _Seat, error: Error | None) -> None:
+        """Start another process in the place of one, and answer with an error for the client that it worked on."""
+        seat.process.end()
+        if seat.message is not None and error is not None:
+            self._replies[seat.message.metadata.message_id] = Message(error, reply_to=seat.message)
+        self._seats[self._seats.index(seat)] = _Seat(self._make_worker)
+
+    def _drop(self, seat: _Seat, reason: str) -> None:
+        """Go on without a process that died while it loaded: another in its place might do so again and again."""
+        self._seats.remove(seat)
+        if not self._seats:
+            raise WorkerFailed(f"no process of the federation could load the clients: {reason}")
 
 
 class _Seat:
@@ -133,7 +158,9 @@ class _Worker:
         try:
             app = self._make_app()
         except Exception as error:
-            return _Broken(type(error).__name__)
+            # Of another exception the type alone: its message could quote a note
+            problem = str(error) if isinstance(error, InputError) else type(error).__name__
+            return lambda _: problem
 
         def answer(task: Any) -> Any:
             if task == _WARM:
@@ -142,16 +169,3 @@ class _Worker:
             return answered(app, message, context), context
 
         return answer
-
-
-class _Broken:
-    """Answers for an application that could not be made."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def __call__(self, task: Any) -> Any:
-        if task == _WARM:
-            return _WARM
-        message, context = task
-        return Message(Error(code=CLIENT_FAILED, reason=self._reason), reply_to=message), context

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from flwr.app import Message
 from torch import Tensor
 
@@ -35,12 +36,17 @@ class Products:
             weights.append(float(next(iter(reply.content.metric_records.values()))[WEIGHT_KEY]))
         return Products(updates, weights, frozen)
 
-    def best(self) -> dict[str, Tensor]:
-        """Return A and B of each layer, of the rank of the first client, whose product is closest to the average."""
+    def best(self, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return A and B of each layer, of the rank of the first client, whose product is closest to the average.
+
+        Args:
+            sent: What the clients were sent. Where nobody had a row of A, as all are of smaller ranks, its own stays.
+        """
         found: dict[str, Tensor] = {}
         for name, (b, _) in self.updates[0].items():
             factors = best_average([update[name] for update in self.updates], self.weights, b.shape[1])
-            found[name.replace(A, B)], found[name] = (factor.float() for factor in factors)
+            found[name.replace(A, B)], a = (factor.float() for factor in factors)
+            found[name] = torch.where((a == 0).all(1, keepdim=True), sent[name], a)
         return found
 
     def error_of(self, adapter: Mapping[str, Tensor] | None) -> float:

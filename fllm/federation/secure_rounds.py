@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fllm.federation.client_app import ARRAYS, CONFIG, LOSS, METRICS, WEIGHT_KEY, counts_of
 from fllm.federation.participants import Participant, array_bytes
+from fllm.federation.reasons import NO_ANSWER, OTHER_FORM, reason_of
 from fllm.federation.secure.fixed_point import FixedPoint, numbers_of
-from fllm.federation.secure.messages import PublicKeys, Revealed
+from fllm.federation.secure.messages import PublicKeys, Revealed, SecureAggregationFailed
 from fllm.federation.secure.server import Numbers, SecureServer
 from fllm.federation.secure_clients import (
     ARRIVED,
@@ -71,23 +75,25 @@ class SecureRound:
         self._server = SecureServer(number, threshold)
         self._node_of: dict[int, int] = {}
         self._config = ConfigRecord()
+        self._down: Counter[int] = Counter()
+        self._up: Counter[int] = Counter()
 
     def mean(
-        self, messages: Sequence[Message], sent: Sequence[Participant], adapter: Mapping[str, Tensor]
+        self, messages: Sequence[Message], partitions: Sequence[int], adapter: Mapping[str, Tensor]
     ) -> tuple[Mean, list[Participant]]:
         """Let clients train, and return the mean of their adapters and what became of each client.
 
         Args:
             messages: Messages to train on, without the shares.
-            sent: The client of each.
+            partitions: The client of each.
             adapter: Adapter in them.
 
         Raises:
-            SecureAggregationFailed: If fewer clients than the threshold are left at any stage.
+            SecureAggregationFailed: If fewer clients than the threshold are left at any stage, or one lied.
         """
         server = self._server
         shapes = {name: tuple(tensor.shape) for name, tensor in adapter.items()} | {LOSS: ()}
-        train = {one.partition: message for one, message in zip(sent, messages, strict=True)}
+        train = dict(zip(partitions, messages, strict=True))
         self._node_of = {partition: message.metadata.dst_node_id for partition, message in train.items()}
         self._config = messages[0].content[CONFIG]  # a client needs to know its run in every stage
         members = server.take_keys(self._answers(self._stage(KEYS, train), _public))
@@ -99,21 +105,17 @@ class SecureRound:
         server.take_masked(((partition, one.numbers) for partition, one in trained), numbers_of(shapes))
         arrived = {partition: partition in server.survivors for partition in server.dealt}
         revealed = self._answers(self._stage(REVEAL, server.survivors, {ARRIVED: arrived}), _revealed)
-        means, examples = FixedPoint().decode(server.take_revealed(revealed), shapes)
+        means, examples = _decoded(server.take_revealed(revealed), shapes)
         mean = {name: (tensor.double() + torch.from_numpy(means[name])).float() for name, tensor in adapter.items()}
         work = dict(trained)
-        return Mean(mean, float(means[LOSS]), examples), [self._participant(one, work) for one in sent]
+        return Mean(mean, float(means[LOSS]), examples), [self._participant(partition, work) for partition in train]
 
-    def _participant(self, one: Participant, trained: Mapping[int, Trained]) -> Participant:
+    def _participant(self, partition: int, trained: Mapping[int, Trained]) -> Participant:
         """Say what became of a client; where it failed to reveal shares, its values are in the sum nevertheless."""
-        work, server = trained.get(one.partition), self._server
-        if one.partition not in server.dealt:  # it was not asked to train
-            one = replace(one, downlink_bytes=0)
-        if work is not None:
-            one = replace(one, uplink_bytes=work.uplink_bytes)
-        if work is not None and one.partition in server.survivors:
-            return replace(one, counts=work.counts)
-        return replace(one, reason=server.refused[one.partition])
+        found = Participant(partition, downlink_bytes=self._down[partition], uplink_bytes=self._up[partition])
+        if partition in self._server.survivors:
+            return replace(found, counts=trained[partition].counts)
+        return replace(found, reason=self._server.refused[partition])
 
     def _stage(self, action: str, clients: Iterable[int], entries: Entries | None = None) -> dict[int, Message]:
         """Return the message of a stage for each client."""
@@ -126,21 +128,23 @@ class SecureRound:
 
     def _answers(self, messages: Mapping[int, Message], read: Callable[[Message], T]) -> list[tuple[int, T]]:
         """Send messages; returns what clients answered, in the order of their partitions."""
+        self._down.update({partition: _carried(message) for partition, message in messages.items()})
         replies = list(self._grid.send_and_receive(list(messages.values()), timeout=self._timeout_s))
         sender = {message.metadata.message_id: partition for partition, message in messages.items()}
-        answers, reasons = [], dict.fromkeys(messages, "no answer in time")
+        answers, reasons = [], dict.fromkeys(messages, NO_ANSWER)
         for reply in replies:
             partition = sender.get(reply.metadata.reply_to_message_id)
             if partition is None:
                 continue  # an answer to something else
+            self._up[partition] += _carried(reply)
             if reply.has_error():
-                reasons[partition] = reply.error.reason
+                reasons[partition] = reason_of(reply.error)
                 continue
             try:
                 answers.append((partition, read(reply)))
                 reasons.pop(partition, None)
-            except (KeyError, TypeError, ValueError):
-                reasons[partition] = "reply of another form"
+            except (KeyError, TypeError, ValueError, OverflowError):
+                reasons[partition] = OTHER_FORM
         self._server.refused.update(reasons)
         return sorted(answers, key=lambda answer: answer[0])
 
@@ -151,7 +155,14 @@ class Trained:
 
     numbers: Numbers
     counts: EventCounts
-    uplink_bytes: int
+
+
+def _carried(message: Message) -> int:
+    """Return the serialised size of arrays, keys, letters and shares; names and metrics are not counted."""
+    if not message.has_content():
+        return 0
+    values = (value for record in message.content.config_records.values() for value in record.values())
+    return array_bytes(message) + sum(len(value) for value in values if isinstance(value, bytes))
 
 
 def _public(reply: Message) -> PublicKeys:
@@ -164,7 +175,18 @@ def _letters(reply: Message) -> dict[int, bytes]:
 
 
 def _trained(reply: Message) -> Trained:
-    return Trained(reply.content[ARRAYS][MASKED].numpy(), counts_of(reply.content[METRICS]), array_bytes(reply))
+    array, counts = reply.content[ARRAYS][MASKED], counts_of(reply.content[METRICS])
+    try:
+        return Trained(array.numpy(), counts)
+    except Exception:  # NumPy's are many, over bytes that somebody else wrote
+        raise ValueError("update cannot be read") from None
+
+
+def _decoded(total: Numbers, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, NDArray[np.float64]], int]:
+    try:
+        return FixedPoint().decode(total, shapes)
+    except ValueError as error:
+        raise SecureAggregationFailed(f"the sum is that of no updates: {error}") from None
 
 
 def _revealed(reply: Message) -> Revealed:

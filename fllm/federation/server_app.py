@@ -202,7 +202,7 @@ def federate(grid: Grid, terms: Terms, start: Start, on_round: Callable[[Round],
         products = Products.of(sound, start.frozen) if _compares(terms) else None
         merged, error = aggregated(strategy, number, sound, ArrayRecord(adapter)), None
         if products is not None:
-            merged |= products.best() if settings.factors == "svd" else {}
+            merged |= products.best(adapter) if settings.factors == "svd" else {}
             error = products.error_of(merged if settings.factors == "svd" else None)
         adapter = merged
         ledger.after({one.partition: one.examples for one in participants if one not in absent})
@@ -224,8 +224,10 @@ def _updates(
         replies = list(grid.send_and_receive(messages, timeout=timeout_s))
         asked = {message.metadata.message_id: one for message, one in zip(messages, sent, strict=True)}
         return *judged(replies, asked, adapter, terms.exchange), None
+    partitions = [one.partition for one in sent]
     try:
-        mean, participants = SecureRound(grid, number, terms.secure_threshold, timeout_s).mean(messages, sent, adapter)
+        secure = SecureRound(grid, number, terms.secure_threshold, timeout_s)
+        mean, participants = secure.mean(messages, partitions, adapter)
     except SecureAggregationFailed as error:
         raise RoundFailed(str(error)) from None
     return [mean.as_update()], participants, mean.loss

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from fllm.report import answer as facts
-from fllm.report import data_tables, energy_facts, energy_tables, evaluation_facts, evaluation_tables, tables
+from fllm.report import (
+    chip_tables,
+    client_tables,
+    data_tables,
+    energy_facts,
+    energy_tables,
+    evaluation_facts,
+    evaluation_tables,
+    tables,
+)
 from fllm.report.data_facts import data_lines
 from fllm.report.findings import findings
 from fllm.report.formatting import engineering, percent, significant
@@ -53,6 +62,13 @@ def contents(result: Mapping[str, Any]) -> dict[str, Any]:
         "findings": findings(result) + energy_facts.meanings(result),
         "certainty": facts.certainty(result) + energy_facts.certainty(result),
         "rounds": tables.rounds_table(result),
+        "participants_lines": client_tables.participants_lines(result),
+        "participants": client_tables.participants_table(result),
+        "links": client_tables.links_table(result),
+        "chip_lines": chip_tables.chip_lines(result),
+        "chips": chip_tables.chips_table(result),
+        "chip_gains": chip_tables.gains_table(result),
+        "client_devices": chip_tables.client_devices_table(result),
         "privacy_lines": privacy_lines(result),
         "privacy": privacy_table(result),
         "prices": energy_tables.prices_table(result),
@@ -109,7 +125,7 @@ def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
         energy.append(f"{percent(assumed, 0)} of it rests on assumed prices")
     if activation := facts.activation_line(result):
         energy.append(activation)
-    if not facts.is_trained(result):
+    if not facts.is_trained(result) or result.get("client_devices"):
         energy.append("Counted over the forward passes of this evaluation on its first die")
     latency = energy_facts.latency_lines(result)
     if period := facts.token_period_line(result):

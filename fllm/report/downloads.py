@@ -11,16 +11,17 @@ from typing import Any
 
 from device_models.quantities import parse_quantity
 from fllm.report.answer import device_entries
+from fllm.report.chip_tables import chip_rows, chips_of
+from fllm.report.client_tables import asked
 from fllm.report.data_tables import clients_of
 from fllm.report.energy_facts import in_lines, parts_of
 from fllm.report.evaluation_downloads import evaluation_files
 from fllm.report.task import classes_of
-from fllm.results import rounds_csv, value_at
+from fllm.results import clients_csv, harmless, is_number, rounds_csv, value_at
 
 Cell = str | float | int | None
 
 _ENDS = ("nominal", "lower_95", "upper_95", "low", "high")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _UNIT = re.compile(r"(?<![A-Za-z])[afpnumkMGT]?(ohm|Hz|eV|J|V|s|F|A|W|K|m)(?![A-Za-z])")
 
 
@@ -39,8 +40,8 @@ def csv_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) 
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_harmless(column) for column in columns])
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    writer.writerow([harmless(column) for column in columns])
+    writer.writerows([harmless(cell) for cell in row] for row in rows)
     return Download(name, text.getvalue().encode())
 
 
@@ -50,6 +51,8 @@ def run_downloads(result: Mapping[str, Any]) -> dict[str, list[Download]]:
     return {
         "evaluation": [csv_file(*file) for file in evaluation_files(result)],
         "rounds": [Download("rounds.csv", rounds_csv(result).encode())] if result["rounds"] else [],
+        "participants": [Download("clients_by_round.csv", clients_csv(result).encode())] if asked(result) else [],
+        "chips": [csv_file("chips.csv", *chip_rows(result))] if chips_of(result) else [],
         "energy": ([_energy(result)] if parts_of(result) else []) + ([_prices(prices)] if prices else []),
         "clients": [_clients(result)] if clients_of(result) else [],
         "device": [_device(result)] if device_entries(result) else [],
@@ -120,7 +123,7 @@ def _device(result: Mapping[str, Any]) -> Download:
 def _si_unit(value: object) -> str:
     """Unit of a quantity string without its prefixes: "m**2" for "0.5 um**2"; empty for a bare number."""
     unit = str(value).partition(" ")[2]
-    return _UNIT.sub(r"\1", unit) if _number(str(value).partition(" ")[0]) else ""
+    return _UNIT.sub(r"\1", unit) if is_number(str(value).partition(" ")[0]) else ""
 
 
 def _in_si(value: object, unit: str) -> float | None:
@@ -128,24 +131,8 @@ def _in_si(value: object, unit: str) -> float | None:
     if value is None or isinstance(value, bool):
         return None
     if not unit:
-        return float(str(value)) if _number(str(value)) else None
+        return float(str(value)) if is_number(str(value)) else None
     try:
         return parse_quantity(value, unit)
     except ValueError:  # a unit that is not known here stays in the column of the text
         return None
-
-
-def _number(text: str) -> bool:
-    """Tell whether a text is one number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _harmless(cell: Cell) -> Cell:
-    """Put an apostrophe before a text that a spreadsheet would take for a formula."""
-    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _number(cell):
-        return f"'{cell}"
-    return cell

@@ -164,5 +164,6 @@ def training_lines(result: Mapping[str, Any]) -> list[str]:
     times = training.get("time_s") or {}
     if times:
         taken = ", ".join(f"{name} {engineering(seconds, 's')}" for name, seconds in times.items())
-        lines.append(f"Modelled time of one client, one after another: {taken}.")
+        whose = "the slowest client of each round" if training.get("devices") else "one client"
+        lines.append(f"Modelled time of {whose}, one after another: {taken}.")
     return lines

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from fllm.report.answer import is_trained
 from fllm.report.formatting import count, interval, p_value, percent, plural, significant
 from fllm.report.tables import link_doi
-from fllm.report.task import DEVICES, DIAGNOSIS, accuracy_name, case_noun, kind_of
+from fllm.report.task import DEVICES, DIAGNOSIS, accuracy_name, case_noun, kind_of, own_adapters_line
 from fllm.results import value_at
 
 FEW_CASES = 30
@@ -72,7 +72,7 @@ def evaluation_lines(result: Mapping[str, Any]) -> list[str]:
     """Say how the likelihoods were calibrated, what chance alone makes of the ECE, and how the clients differ."""
     evaluation = evaluation_of(result)
     lines = [_calibration_line(evaluation), _chance_line(evaluation)] if has_classes(result) else []
-    lines.append(_clients_line(result))
+    lines += [own_adapters_line(result), _clients_line(result)]
     return [line for line in lines if line]
 
 

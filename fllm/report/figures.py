@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fllm.report.answer import is_trained
+from fllm.report.chip_figure import draw_chips, has_chip_figure
 from fllm.report.data_figure import draw_label_mix
 from fllm.report.drawing import (
     BLUE,
@@ -70,7 +71,8 @@ def draw_rounds(result: Mapping[str, Any]) -> Drawn:
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     name, noun = accuracy_name(result), f"test {case_noun(result)}s"
-    caption = f"{name} on the {noun} after each round; round 0 is the model before fine-tuning."
+    each = "each round" if _all_evaluated(result) else "every evaluated round"
+    caption = f"{name} on the {noun} after {each}; round 0 is the model before fine-tuning."
     rounds, ideal = _series(result, "ideal", "accuracy")
     rounds_hw, hardware = _series(result, "hardware", "accuracy", "mean")
     if not rounds and not rounds_hw:
@@ -174,6 +176,7 @@ _FIGURES: dict[str, Callable[[Mapping[str, Any]], Drawn]] = {
     "rounds": draw_rounds,
     "loss": draw_loss,
     "communication": draw_communication,
+    "chips": draw_chips,
     "energy_parts": draw_energy_parts,
     "tornado": draw_result_tornado,
     "baselines": draw_result_baselines,
@@ -187,6 +190,7 @@ _NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "confusion_hardware": lambda result: bool(value_at(evaluation_of(result), "hardware", "confusion")),
     "reliability": lambda result: bool(value_at(evaluation_of(result), "ideal", "reliability")),
     **dict.fromkeys(("rounds", "loss", "communication", "training"), is_trained),
+    "chips": has_chip_figure,
     "label_mix": lambda result: any(client.get("label_counts") for client in result["data"].get("clients") or []),
 }
 
@@ -196,6 +200,11 @@ def _series(result: Mapping[str, Any], *path: str) -> tuple[list[int], list[floa
     found = [(row["round"], value_at(row, *path)) for row in result["rounds"]]
     known = [(number, value) for number, value in found if value is not None]
     return [number for number, _ in known], [value for _, value in known]
+
+
+def _all_evaluated(result: Mapping[str, Any]) -> bool:
+    """Whether every round was evaluated; lines go through those that were."""
+    return all(value_at(row, "ideal", "accuracy") is not None for row in result["rounds"])
 
 
 def _deviations(result: Mapping[str, Any]) -> list[float] | None:

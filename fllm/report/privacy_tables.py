@@ -1,4 +1,4 @@
-"""What a report says of differential privacy: whom it protects, what was spent, and what it leaves open."""
+"""What a report says of privacy: whom it protects, what was spent, and what it leaves open."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ _OPEN = (
     "Not protected: losses, counts of events, norms of updates, scores, numbers of clients and cases, and baselines,"
     " which are all computed without noise."
 )
+_MASKED = (
+    "Secure aggregation: of updates, losses and numbers of cases the server was sent the clients' sums alone, under"
+    " masks that {of} clients together could take off. Counts of events were sent in clear, and the sums are not noisy."
+)
 _SEEDED = (
     "The noise of this run follows from its seed. It shows what privacy costs; whoever knows the seed can take it off."
 )
@@ -32,9 +36,12 @@ _SEEDED = (
 def privacy_lines(result: Mapping[str, Any]) -> list[str]:
     """Return sentences on who is protected from whom; none without privacy."""
     settings = result["config"].get("privacy") or {"kind": "none"}
+    secure = result["config"].get("secure") or {"aggregation": False}
+    of = "two thirds of the" if secure.get("threshold") is None else secure["threshold"]
+    lines = [_MASKED.format(of=of)] if secure["aggregation"] else []
     if settings["kind"] == "none":
-        return []
-    lines = [_PROTECTED[settings["kind"]].format(**settings), _OPEN]
+        return lines
+    lines += [_PROTECTED[settings["kind"]].format(**settings), _OPEN]
     if not settings["secret_noise"]:
         lines.append(_SEEDED)
     if ended := (result.get("privacy") or {}).get("ended"):

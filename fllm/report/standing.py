@@ -20,6 +20,7 @@ METRICS = ("accuracy", "macro_f1", "perplexity")
 
 _ORDER = {
     "lora_centralised": "LoRA, centralised",
+    "lora_one_chip": "LoRA, federated on one chip",
     "lora_local": "LoRA, each client alone",
     "tfidf_logreg": BASELINES["tfidf_logreg"],
     "linear_federated": "Linear, federated",

@@ -38,6 +38,16 @@ def classes_of(result: Mapping[str, Any]) -> list[str]:
     return sorted({label for source in sources for label in source.get("label_counts") or {}})
 
 
+def own_adapters_line(result: Mapping[str, Any]) -> str:
+    """Say that every client has an adapter of its own; empty where all have the same."""
+    if value_at(result, "config", "strategy", "factors") != "share_a":
+        return ""
+    return (
+        "Clients share the factor A alone, and each keeps a B of its own: every test "
+        f"{case_noun(result)} is scored by the adapter of its own client."
+    )
+
+
 def question(result: Mapping[str, Any]) -> str:
     """Ask how well the model does, as the middle of a sentence."""
     kind, classes = kind_of(result), classes_of(result)

@@ -135,7 +135,7 @@ class Plan:
         return with_settings(self.config, settings)
 
 
-WITHOUT_EXTRAS: dict[str, object] = {"lora_baselines": [], "generation": False}
+WITHOUT_EXTRAS: dict[str, object] = {"lora_baselines": [], "generation": False, "chip_table": False}
 """A sweep compares devices; what a single run adds for its own report would be done once per point."""
 
 
@@ -178,6 +178,11 @@ def make_plan(
         raise InputError(
             "the base run trains nothing", where="evaluate_only", expected="false",
             remedy="--mode evaluate evaluates the adapter of a finished run",
+        )  # fmt: skip
+    if config.strategy.factors == "share_a":
+        raise InputError(
+            "every client has an adapter of its own, and a sweep evaluates one", where="strategy.factors",
+            expected="average or svd", received="share_a",
         )  # fmt: skip
     names = [key.name for key in keys]
     if len(set(names)) < len(names):

@@ -133,7 +133,8 @@ def given_adapter(path: Path, plan: Plan, seed: int) -> dict[str, Any]:
 def _training(config: RunConfig) -> dict[str, Any]:
     """Return what two runs must share for their adapters to stand for the same thing."""
     apart = {"device", "device_model", "token_period", "adaptation", "dies", "seed", "threads", "network"}
-    apart |= {"lora_baselines", "centralised_steps", "calibration", "generation"}  # what comes after the training
+    apart |= {"lora_baselines", "centralised_steps", "calibration", "generation", "chip_table"}  # after the training
+    apart.add("evaluate_every")
     return config.model_dump(mode="json", exclude=apart)
 
 

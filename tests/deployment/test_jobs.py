@@ -12,7 +12,7 @@ import pytest
 from device_models import InputError
 from fllm.config import RunConfig
 from fllm.deployment.control import FlowerRun
-from fllm.deployment.jobs import PATH_KEYS, Job, check_deployable, read_job, site_run, told, write_job
+from fllm.deployment.jobs import DEVICE_KEYS, PATH_KEYS, Job, check_deployable, read_job, site_run, told, write_job
 from fllm.deployment.settings import Site
 from fllm.deployment.submitting import new_job, number_of, resumed_job, submit
 
@@ -54,7 +54,7 @@ def test_no_path_of_the_server_is_told() -> None:
     }
     text = told(replace(JOB, config=RunConfig(num_clients=2, device={"readout.bits": 6}, **paths)))
     assert SECRET not in text
-    assert not {*PATH_KEYS, "device_model", "device"} & set(json.loads(text)["config"])
+    assert not {*PATH_KEYS, *DEVICE_KEYS} & set(json.loads(text)["config"])
     assert json.loads(text)["own_data"] is True
     files = told(replace(JOB, config=RunConfig(num_clients=2, task="csv", data_files=(SECRET,))))
     assert SECRET not in files
@@ -67,8 +67,8 @@ def test_every_key_that_holds_a_path_is_known() -> None:
         name for name, field in RunConfig.model_fields.items() if re.search(r"\b(str|Any)\b", str(field.annotation))
     }
     harmless = {
-        "device_model", "device", "token_period", "text_column", "label_column", "client_column", "split_column",
-        "fields", "field_tokens", "client_timeout",
+        "device_model", "device", "client_devices", "token_period", "text_column", "label_column", "client_column",
+        "split_column", "fields", "field_tokens", "client_timeout",
     }  # fmt: skip
     assert texts - harmless - set(PATH_KEYS) == set()
 
@@ -104,6 +104,33 @@ def test_device_of_the_server_is_a_name_or_the_site_names_one(device: str | None
     plain["config"]["device_model"] = device
     with pytest.raises(InputError, match=r"its device is a file of the server; set device_model in site\.yaml"):
         site_run(json.dumps(plain), SITE)
+
+
+def test_devices_are_dealt_by_name_alone() -> None:
+    config = RunConfig(num_clients=2, client_devices=("gaincell_28nm", "gaincell_igzo"))
+    assert site_run(told(replace(JOB, config=config)), SITE).config == config
+    mixed = config.model_copy(update={"client_devices": ("gaincell_28nm", SECRET + ".yaml")})
+    assert SECRET not in told(replace(JOB, config=mixed))
+    plain = json.loads(told(JOB))
+    plain["config"]["client_devices"] = [SECRET]
+    with pytest.raises(InputError, match="its device is a file of the server"):
+        site_run(json.dumps(plain), SITE)
+    own = SITE.model_copy(update={"device_model": "gaincell_igzo"})
+    found = site_run(told(replace(JOB, config=mixed)), own).config
+    assert (found.device_model, found.client_devices) == ("gaincell_igzo", ())
+
+
+@pytest.mark.parametrize(("secure", "taken"), [({}, False), ({"threshold": 3}, False), ({"threshold": 4}, True)])
+def test_site_can_insist_on_secure_aggregation(secure: dict[str, int], taken: bool) -> None:
+    settings = secure and {"aggregation": True, **secure}
+    text = told(replace(JOB, config=RunConfig(num_clients=5, secure=settings)))
+    site_run(text, SITE)
+    insisting = SITE.model_copy(update={"secure_threshold": 4})
+    if taken:
+        site_run(text, insisting)
+        return
+    with pytest.raises(InputError, match="has no secure aggregation of the threshold that this site asks for"):
+        site_run(text, insisting)
 
 
 @pytest.mark.parametrize("token", ["../../etc", "0123456789ABCDEF", "0" * 15, "0" * 17])

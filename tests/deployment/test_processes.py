@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from device_models import InputError
@@ -136,10 +139,28 @@ def test_request_to_stop_is_handed_on(number: signal.Signals) -> None:
     process, closed = sleeper(), []
     former = signal.getsignal(number)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), number)).start()
-    assert serve(process, before_stop=lambda: closed.append(process.poll())) == 0
+
+    @contextlib.contextmanager
+    def beside() -> Iterator[None]:
+        yield
+        closed.append(process.poll())
+
+    assert serve(process, beside=beside) == 0
     assert process.returncode == -signal.SIGTERM
-    assert closed == [None]  # before it was stopped
+    assert closed == [None]  # what was beside it was closed before
     assert signal.getsignal(number) is former
+
+
+def test_what_cannot_be_opened_beside_a_program_ends_it() -> None:
+    process, ready = sleeper(), iter([False, True])
+
+    def beside() -> contextlib.AbstractContextManager[None]:
+        raise InputError("cannot be opened")
+
+    with pytest.raises(InputError, match="cannot be opened"):
+        serve(process, beside=beside, when=lambda: next(ready))
+    assert process.returncode is not None
+    assert next(ready, None) is None
 
 
 def test_code_of_a_program_that_ends_by_itself_is_kept() -> None:
@@ -155,6 +176,18 @@ def test_program_that_does_not_stop_is_ended(monkeypatch: pytest.MonkeyPatch) ->
     stop(process)
     assert process.returncode == -signal.SIGKILL
     assert time.monotonic() - started < 5
+
+
+def test_what_a_program_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's simulation goes on where it can, and would write into a run that is resumed."""
+    monkeypatch.setattr(processes, "LEFT_SECONDS", 0.2)
+    inner = "import time; time.sleep(60)"
+    process = sleeper(f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {inner!r}])")
+    (child,) = psutil.Process(process.pid).children()
+    stop(process)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    stop(process)  # once more does no harm
 
 
 RUN = {

@@ -13,6 +13,7 @@ import pytest
 from peft import PeftModel
 
 import fllm.runs
+import fllm.trained
 from device_models import InputError
 from fllm import cli
 from fllm.checkpoints import load_checkpoint, save_checkpoint
@@ -30,7 +31,7 @@ from tests.fllm.small import TINY, copied, edit_json
 def assert_same_end(folder: Path, finished: RunResult) -> None:
     record = read_result(folder / "result.json")
     assert record["status"] == "completed"
-    for name in ("rounds.csv", "adapter/adapter_model.safetensors"):
+    for name in ("rounds.csv", "clients.csv", "adapter/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
     assert record["rounds"] == json.loads(json.dumps(finished.result["rounds"]))
     assert not (folder / "adapter.next").exists()
@@ -91,7 +92,7 @@ def test_interruption_in_the_middle_of_saving(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """A round that is recorded has its adapter on disk, and the former adapter stays until then."""
-    saved = fllm.runs.save_adapter
+    saved = fllm.trained.save_adapter
     calls = []
 
     def save_and_stop(model: PeftModel, folder: Path, identity: AdapterIdentity) -> None:
@@ -101,7 +102,7 @@ def test_interruption_in_the_middle_of_saving(
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("fllm.runs.save_adapter", save_and_stop)
+    monkeypatch.setattr("fllm.trained.save_adapter", save_and_stop)
     folder = interrupt(RunConfig(**TINY), tmp_path, Observer())
     monkeypatch.undo()
     assert len(calls) == 2
@@ -127,7 +128,7 @@ def test_interruption_of_a_resumed_run_is_resumable(interrupted: Path, finished:
 
     class Stops(Observer):
         def stage(self, what: str) -> None:
-            if what == "evaluating the model":
+            if what == "training round 2":
                 raise KeyboardInterrupt
 
     with pytest.raises(Interrupted):
@@ -169,6 +170,8 @@ def test_checkpoint_that_is_gone_is_refused(interrupted: Path, tmp_path: Path) -
     before = (folder / "result.json").read_bytes()
     with pytest.raises(InputError, match="the checkpoint of round 1 is gone"):
         resume(folder)
+    with pytest.raises(InputError, match="there is no checkpoint to go on from"):
+        resume(folder, from_round=1)
     assert (folder / "result.json").read_bytes() == before
 
 

@@ -34,7 +34,7 @@ FIGURES = {
 def test_run_writes_everything_and_nothing_else(finished: RunResult) -> None:
     folder = finished.folder
     assert {path.name for path in folder.iterdir()} == {
-        "result.json", "rounds.csv", "report.html", "report.md", "adapter", "figures",
+        "result.json", "rounds.csv", "clients.csv", "report.html", "report.md", "adapter", "figures",
     }  # fmt: skip
     assert {path.name for path in (folder / "figures").iterdir()} == {
         f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
@@ -163,7 +163,7 @@ def test_existing_run_is_not_overwritten(finished: RunResult) -> None:
 
 def test_equal_seeds_give_equal_bytes(finished: RunResult, tmp_path: Path) -> None:
     again = run(RunConfig(**TINY), out=tmp_path, name="again")
-    for name in ("rounds.csv", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+    for name in ("rounds.csv", "clients.csv", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert (again.folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
     personal = {"name", "created", "final", "command"}
     assert {k: v for k, v in again.result.items() if k not in personal} == {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fllm.evaluation.calibration import TEMPERATURES, at_temperature, calibrated, fit_temperature
 from fllm.evaluation.metrics import Array
-from fllm.evaluation.scores import METRICS, Scores, classified, over_dies, predicted, softmax
+from fllm.evaluation.scores import METRICS, Scores, classified, joined, over_dies, predicted, softmax
 
 seeds = st.integers(0, 10_000)
 
@@ -120,3 +120,28 @@ def test_temperature_of_validation_cases_changes_probabilities_alone() -> None:
     sure_before, sure_now = (one.max(axis=1).mean() for one in (test.probabilities, found.probabilities))
     assert sure_now < sure_before - 0.1
     assert loss(*known(found)) < loss(*known(test)) - 0.1
+
+
+@pytest.mark.parametrize("language", [False, True])
+def test_scores_of_parts_join_to_those_of_the_whole(language: bool) -> None:
+    """Each case scored by one of three models, in any order."""
+    rng = np.random.default_rng(3)
+    places = np.split(rng.permutation(30), [7, 8])
+    losses = np.stack([rng.random(30), rng.integers(1, 9, 30).astype(float)], axis=1)
+    hits = np.floor(losses[:, 1] * rng.random(30))
+    likelihoods, truth = rng.standard_normal((30, 4)), rng.integers(0, 4, 30)
+
+    def of(part: Array) -> Scores:
+        return (
+            predicted(hits[part], losses[part])
+            if language
+            else classified(likelihoods[part], truth[part], losses[part])
+        )
+
+    found, whole = joined([of(part) for part in places], [part.tolist() for part in places]), of(np.arange(30))
+    assert found == whole and found.losses is not None and whole.losses is not None
+    np.testing.assert_array_equal(found.losses, losses)
+    if not language:
+        assert known(found)[0].tolist() == likelihoods.tolist() and known(found)[1].tolist() == truth.tolist()
+        assert found.probabilities is not None and whole.probabilities is not None
+        np.testing.assert_array_equal(found.probabilities, whole.probabilities)

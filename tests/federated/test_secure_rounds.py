@@ -1,20 +1,30 @@
-"""Secure aggregation within rounds: equal to the plain mean, on each engine, whoever drops out; what the server sees."""
+"""Secure aggregation within rounds: equal to a run in clear, whoever drops out; and what the server sees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fllm.config import RunConfig
-from fllm.federation.client_app import ARRAYS, CONFIG, COUNT_PREFIX, METRICS, PARTITION, Trainer, make_client_app
+from fllm.federation.client_app import (
+    ARRAYS,
+    CONFIG,
+    COUNT_PREFIX,
+    METRICS,
+    PARTITION,
+    TOKENS,
+    Trainer,
+    make_client_app,
+)
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.participants import Participant
 from fllm.federation.pool import PoolGrid
@@ -24,15 +34,15 @@ from fllm.federation.secure_clients import LETTERS, MASKED, PUBLIC, answer_stage
 from fllm.federation.server_app import Round, RoundFailed, Start, Terms, federate
 from fllm.federation.task import Update
 from fllm.local_clients import local_grid, terms_of
-from fllm.model.adapters import adapter_digest, get_adapter
-from fllm.observer import Observer
-from fllm.preparation import prepare
+from fllm.model.adapters import adapter_digest
+from fllm.preparation import Prepared
 from fllm.sections import AVERAGING, StrategySettings
 from hwsim import EventCounts
-from tests.fllm.small import SHORT
+from tests.fllm.small import TINY
 from tests.tolerances import MASKED_MEAN
 
 START = {"a.lora_A.weight": torch.full((2, 3), 0.25), "a.lora_B.weight": torch.ones(3, 2)}
+FEDAVG = StrategySettings()
 CASES = (10, 1, 29, 4, 13)
 STAGES = ("query.secure_keys", "query.secure_shares", "train", "query.secure_reveal")
 
@@ -87,7 +97,7 @@ class Watching(InProcessGrid):
 
 
 def play(
-    grid: Any, threshold: int | None, *, rounds: int = 1, strategy: StrategySettings = StrategySettings(), **terms: Any
+    grid: Any, threshold: int | None, *, rounds: int = 1, strategy: StrategySettings = FEDAVG, **terms: Any
 ) -> list[Round]:
     outcomes: list[Round] = []
     settled = Terms(strategy, len(CASES), rounds, secure_threshold=threshold, **terms)
@@ -141,20 +151,28 @@ def test_two_runs_and_a_pool_of_processes_give_the_same_bytes() -> None:
     assert [run[1].loss for run in (first, second, third)] == [first[1].loss] * 3
 
 
+def test_a_resumed_run_ends_with_the_same_bytes() -> None:
+    strategy, outcomes = StrategySettings(kind="fedadam"), []
+    first, second = secure(strategy=strategy, rounds=2)[0]
+    terms = Terms(strategy, len(CASES), 2, secure_threshold=4)
+    federate(InProcessGrid(secure_app(), len(CASES)), terms, Start(first.adapter, 2, first.strategy_state),
+             outcomes.append)  # fmt: skip
+    assert [adapter_digest(outcome.adapter) for outcome in outcomes] == [adapter_digest(second.adapter)]
+
+
 def test_clients_drawn_for_a_round_are_enough() -> None:
     found, expected = secure(threshold=3, clients_per_round=3)[0], plain(clients_per_round=3)
     assert_close(found[0], expected[0])
     assert [one.partition for one in found[0].participants] == [one.partition for one in expected[0].participants]
 
 
-def test_hospitals_of_a_run_give_the_mean_of_a_run_in_clear(tmp_path: Path) -> None:
-    """The application that every engine makes of a configuration, with a model and cases."""
+def test_hospitals_of_a_run_give_the_mean_of_a_run_in_clear(prepared: Prepared, tmp_path: Path) -> None:
+    """The application and the terms that every engine makes of a configuration, with a model and cases."""
     outcomes: dict[bool, list[Round]] = {True: [], False: []}
     for masked, found in outcomes.items():
-        config = RunConfig(**SHORT, secure={"aggregation": masked})
-        prepared = prepare(config, Observer())
-        with local_grid(prepared, tmp_path, 1) as grid:
-            federate(grid, terms_of(config), Start(get_adapter(prepared.model)), found.append)
+        config = RunConfig(**TINY | {"num_rounds": 1}, max_tokens=48, secure={"aggregation": masked})
+        with local_grid(replace(prepared, config=config), tmp_path, 1) as grid:
+            federate(grid, terms_of(config), Start(prepared.first_adapter), found.append)
     assert_close(outcomes[True][0], outcomes[False][0])
     assert outcomes[True][0].aggregation_error is None and outcomes[False][0].aggregation_error is not None
 
@@ -181,7 +199,7 @@ def test_a_client_that_fails_in_training_is_left_out_of_the_sum(act: Any, reason
     found, expected = secure(five({2: act}))[0][0], plain(five({2: fail}))[0]
     assert_close(found, expected)
     assert found.failures == (reason,)
-    assert found.participants[2].uplink_bytes == 0 < found.participants[2].downlink_bytes
+    assert found.participants[2].uplink_bytes < 1000 < found.participants[2].downlink_bytes
 
 
 @pytest.mark.parametrize("stage", STAGES[:3])
@@ -189,7 +207,7 @@ def test_a_client_that_is_silent_in_a_stage_is_left_out_of_the_sum(stage: str) -
     found, expected = secure(lose={stage: {3}})[0][0], plain(five({3: fail}))[0]
     assert_close(found, expected)
     assert found.failures == ("no answer in time",)
-    assert (found.participants[3].downlink_bytes > 0) == (stage == "train")
+    assert (found.participants[3].downlink_bytes > 1000) == (stage == "train")
 
 
 def test_a_client_that_is_silent_in_the_end_is_in_the_sum() -> None:
@@ -199,7 +217,6 @@ def test_a_client_that_is_silent_in_the_end_is_in_the_sum() -> None:
 
 
 def test_a_client_comes_back_in_the_next_round() -> None:
-    first, second = secure(five(), {"train": {3}}, rounds=1)[0][0], None
     grid = Watching(app_of(five(), 4), {"train": {3}})
     outcomes: list[Round] = []
 
@@ -250,6 +267,18 @@ def two_keys(content: RecordDict) -> None:
     content[PUBLIC] = ConfigRecord({"2": b"1" * 96, "3": b"2" * 96})
 
 
+def empty_keys(content: RecordDict) -> None:
+    content[PUBLIC] = ConfigRecord({"2": bytes(32) + b"2" * 64})
+
+
+def torn_array(content: RecordDict) -> None:
+    content[ARRAYS][MASKED].data = b""
+
+
+def endless_counts(content: RecordDict) -> None:
+    content[METRICS][TOKENS] = float("inf")
+
+
 def no_array(content: RecordDict) -> None:
     del content[ARRAYS]
 
@@ -258,15 +287,30 @@ def no_array(content: RecordDict) -> None:
     ("kind", "change", "reason"),
     [
         ("query.secure_keys", two_keys, "reply of another form"),
+        ("query.secure_keys", empty_keys, "its keys are not sound, or another's"),
         ("query.secure_shares", no_letters, "its shares are not one for each other client"),
         ("query.secure_shares", words, "reply of another form"),
         ("train", no_array, "reply of another form"),
+        ("train", torn_array, "reply of another form"),
+        ("train", endless_counts, "reply of another form"),
     ],
 )
 def test_a_reply_of_another_form_leaves_its_client_out(kind: str, change: Any, reason: str) -> None:
     outcome = play(Forging(kind, change), 4)[0]
     assert_close(outcome, plain(five({2: fail}))[0])
     assert outcome.failures == (reason,)
+
+
+def test_a_client_that_lies_about_its_cases_can_end_a_round() -> None:
+    """Nobody can look behind its mask."""
+
+    def owe(content: RecordDict) -> None:
+        numbers = content[ARRAYS][MASKED].numpy().copy()
+        numbers[-1] -= np.uint64(1000)
+        content[ARRAYS] = ArrayRecord({MASKED: Array(numbers)})
+
+    with pytest.raises(RoundFailed, match="the sum is that of no updates: the weights add up to -943"):
+        play(Forging("train", owe), 4)
 
 
 # --- what the server sees
@@ -283,8 +327,16 @@ def test_the_server_sees_masked_numbers_and_counts_of_events_alone() -> None:
         assert all(name == PARTITION or name.startswith(COUNT_PREFIX) for name in reply.content[METRICS])
     one = outcome.participants[2]
     assert one == Participant(2, counts=one.counts, downlink_bytes=one.downlink_bytes, uplink_bytes=one.uplink_bytes)
-    assert one.uplink_bytes >= 8 * 14
     assert outcome.aggregation_error is None
+
+
+def test_bytes_are_those_of_all_stages() -> None:
+    """Keys of 96 bytes, letters of two shares of 33 with nonce and tag, and in the end a share for each client."""
+    found, expected = secure()[0][0], plain()[0]
+    for one, other in zip(found.participants, expected.participants, strict=True):
+        assert one.downlink_bytes == other.downlink_bytes + 5 * 96 + 4 * (66 + 28)
+        header = one.uplink_bytes - (96 + 4 * (66 + 28) + 8 * 14 + 5 * 33)
+        assert 0 < header <= 128  # of the array
 
 
 def test_no_message_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +389,7 @@ def test_a_client_refuses_stages_without_keys_and_of_another_round() -> None:
 
 def test_a_client_set_up_for_secure_aggregation_never_trains_in_clear() -> None:
     """A server with another configuration gets nothing."""
-    with pytest.raises(RoundFailed, match="no client sent a usable update .*ProtocolRefused"):
+    with pytest.raises(RoundFailed, match=r"no client sent a usable update .*ProtocolRefused"):
         play(InProcessGrid(secure_app(), len(CASES)), None)
 
 

@@ -116,6 +116,10 @@ def device_file(tmp_path: Path) -> Callable[[str, object], Path]:
         (["--network", "wifii"], "wifii: no such network"),
         (["--num-clients", "59"], "number of clients"),
         (["--num-clients", "61"], "more hospitals than cases"),
+        (["--min-clients", "0"], "min_clients"),
+        (["--min-clients", "99"], "min_clients is more than"),
+        (["--client-timeout", "0 s"], "client_timeout"),
+        (["--client-timeout", "10 V"], "client_timeout"),
         (["--resume", "absent"], "--resume"),
         (["--task", "diagnose"], "task"),
         (["--partition", "hospitals"], "partition"),
@@ -504,9 +508,13 @@ def test_help_tells_every_option(capsys: pytest.CaptureFixture[str], monkeypatch
     text = capsys.readouterr().out
     for option in (
         "--device-model", "--num-clients", "--data-dir", "--task", "--data-file", "--text-column", "--label-column",
-        "--client-column", "--partition", "--model", "--fields", "--set", "--resume", "--out",
+        "--client-column", "--partition", "--model", "--fields", "--set", "--resume", "--out", "--workers",
+        "--min-clients", "--client-timeout", "--from-round",
     ):  # fmt: skip
         assert option in text
+    assert [text.index(f"─ {group} ─") for group in ("Run", "Model and device", "Data", "Federation")] == sorted(
+        text.index(f"─ {group} ─") for group in ("Run", "Model and device", "Data", "Federation")
+    )
 
 
 def test_shipped_model_is_untouched() -> None:

@@ -127,3 +127,10 @@ def test_result_is_left_as_it_was(result: Result) -> None:
     before = copy.deepcopy(result)
     summary(result, FOLDER)
     assert result == before
+
+
+def test_adapter_is_told_with_its_place(result: Result) -> None:
+    result["final"]["adapter_sha256"] = "0123456789abcdef" * 4
+    assert lines_of(result, "adapter") == [f"adapter   sha256 0123456789abcdef in {FOLDER / 'adapter'}"]
+    result["config"]["evaluate_only"] = True
+    assert lines_of(result, "adapter") == ["adapter   sha256 0123456789abcdef, as it was given"]

@@ -174,6 +174,26 @@ def test_tracker_that_joins_late_writes_what_it_missed(tmp_path: Path, name: str
     assert steps == [row["round"] for row in record["rounds"]]
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_round_that_was_not_evaluated_is_there_nevertheless(tmp_path: Path, name: str) -> None:
+    """It is not written a second time when the run goes on."""
+    pytest.importorskip(name)
+    record, folder = example(), tmp_path / "run"
+    record["rounds"][1] |= {"ideal": {}, "hardware": {}}
+    follow(make_trackers([name])[0], record, folder, 1, "interrupted")
+    follow(make_trackers([name])[0], record, folder, len(record["rounds"]), "completed")
+    found = {}
+    for metric in ("accuracy/ideal", "bytes/uplink"):
+        if name == "tensorboard":
+            found[metric] = [step for step, _ in scalars(folder)[metric]]
+        else:
+            client, stored = stored_run(folder)
+            found[metric] = [one.step for one in client.get_metric_history(stored.info.run_id, metric)]
+    rounds = [row["round"] for row in record["rounds"]]
+    assert found["bytes/uplink"] == rounds
+    assert found["accuracy/ideal"] == [number for number in rounds if number != 1]
+
+
 def test_mlflow_run_that_another_store_has_is_begun_anew(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     (tmp_path / "run" / "mlflow").mkdir(parents=True)

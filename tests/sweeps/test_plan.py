@@ -16,7 +16,7 @@ from device_models import InputError, load_device
 from device_models.loading import key_units, preset_folder, preset_names
 from fllm.config import SECTIONS, RunConfig, load_config
 from fllm.model.identity import AdapterIdentity, write_identity
-from fllm.sections import CueSettings, LoraSettings, StrategySettings
+from fllm.sections import CueSettings, LoraSettings, PrivacySettings, SecureSettings, StrategySettings
 from fllm.sweeps.design import Vary
 from fllm.sweeps.plan import MANY_POINTS, ON_THE_DEVICE, Key, Plan, base_values, with_settings
 from tests.sweeps.small import SMALLEST, make
@@ -353,7 +353,7 @@ OTHER: dict[str, Any] = {
     "cues": CueSettings(mask="keep", studies="hidden", mentions="neutral", panel="full"), "split": "kfold",
     "validation_fraction": 0.1, "num_folds": 3, "fold": 1, "field_tokens": {"labs": 20}, "partition": "iid",
     "dirichlet_alpha": 0.5, "lora_baselines": ("local",), "centralised_steps": 7, "calibration": "content_free",
-    "generation": True,
+    "generation": True, "client_devices": ("ideal",), "chip_table": True,
     "num_hospitals": 3, "label_concentration": 2.5, "test_fraction": 0.3, "max_tokens": 100, "num_clients": 3,
     "num_rounds": 2, "batch_size": 3, "local_steps": 5, "learning_rate": 1e-4, "note_loss": 0.5,
     "lora": LoraSettings(
@@ -361,13 +361,15 @@ OTHER: dict[str, Any] = {
     ),
     "strategy": StrategySettings(kind="fedmedian"),
     "optimiser": "sgd", "training_chips": "new", "network": "5g", "dies": 3, "seed": 9, "threads": 1,
+    "clients_per_round": 2, "min_clients": 2, "client_timeout": "1 min", "wire": "int8", "evaluate_every": 2,
 }  # fmt: skip
 """Of every key of the diagnosis another value than the default."""
 TABLE: dict[str, Any] = {
     "task": "csv", "data_files": ("table.csv",), "text_column": "note", "label_column": "class",
-    "client_column": "site", "split_column": "part",
+    "client_column": "site", "split_column": "part", "privacy": PrivacySettings(kind="record"),
+    "secure": SecureSettings(aggregation=True),
 }  # fmt: skip
-"""The same of the keys that only a table has."""
+"""The same of the keys that only a table has, or that do not go with those."""
 
 
 def test_every_key_has_another_value() -> None:

@@ -55,14 +55,14 @@ class SecureClient:
 
         Raises:
             ProtocolRefused: If they are too few for the threshold or so many that it is half of them, keys are missing,
-                of a wrong length or not each client's own, or the stage was done.
+                not sound or not each client's own, or the stage was done.
         """
         self._enter("shares")
         announced = [part for keys in members.values() for part in (keys.letters, keys.masks)]
         if members.get(self.me) != self.keys():
             raise ProtocolRefused("the keys of this client are not among those announced")
         if len(set(announced)) != len(announced) or not all(keys.sound() for keys in members.values()):
-            raise ProtocolRefused("keys are not each client's own")
+            raise ProtocolRefused("keys are not sound, or not each client's own")
         try:
             check_threshold(self.threshold, len(members))
         except ValueError as error:
@@ -157,7 +157,4 @@ class SecureClient:
     def _letter_key(self, sender: int, receiver: int) -> bytes:
         """Return the key of letters in one direction."""
         other = self.members[receiver if sender == self.me else sender].letters
-        try:
-            return shared_key(self.letter_key, other, "letter", self.server_round, sender, receiver)
-        except ValueError:
-            raise ProtocolRefused("a key that nothing secret can be agreed with") from None
+        return shared_key(self.letter_key, other, "letter", self.server_round, sender, receiver)

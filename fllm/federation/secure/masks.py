@@ -53,6 +53,15 @@ def shared_key(private: bytes, public: bytes, *purpose: str | int) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=repr(purpose).encode()).derive(agreed)
 
 
+def can_agree(public: bytes) -> bool:
+    """Say whether a public key is none of the few with which every private key gives the same."""
+    try:
+        shared_key(new_key(), public)
+    except ValueError:
+        return False
+    return True
+
+
 def seal(key: bytes, letter: bytes) -> bytes:
     """Encrypt a letter so that any change of it is noticed."""
     nonce = os.urandom(_NONCE_BYTES)

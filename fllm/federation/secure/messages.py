@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fllm.federation.secure.masks import KEY_BYTES
+from fllm.federation.secure.masks import KEY_BYTES, can_agree
 
 
 class ProtocolRefused(RuntimeError):
@@ -31,9 +31,11 @@ class PublicKeys:
     seed_digest: bytes
 
     def sound(self) -> bool:
-        """Say whether all parts have their length and differ."""
+        """Say whether all parts have their length and differ, and something secret can be agreed with both keys."""
         parts = (self.letters, self.masks, self.seed_digest)
-        return all(len(part) == KEY_BYTES for part in parts) and len(set(parts)) == len(parts)
+        if any(len(part) != KEY_BYTES for part in parts) or len(set(parts)) != len(parts):
+            return False
+        return can_agree(self.letters) and can_agree(self.masks)
 
     def to_bytes(self) -> bytes:
         """Return all parts, one after another."""

@@ -12,7 +12,7 @@ from fllm.report.drawing import Picture
 from fllm.report.markdown import run_markdown
 from fllm.report.privacy_tables import privacy_lines, privacy_table
 from fllm.results import ROUND_COLUMNS, rounds_csv
-from fllm.sections import PrivacySettings
+from fllm.sections import PrivacySettings, SecureSettings
 from tests.report.conftest import FIGURES
 
 PICTURES = [Picture(name, "Caption.", "Description.", b"", b"") for name in FIGURES]
@@ -57,6 +57,18 @@ def test_run_with_privacy_says_who_is_protected_and_what_was_spent(
     assert 'id="privacy"' in page and "<td" in page and who in page
     assert "\n## Privacy\n" in text and who in text
     assert "\n\n\n" not in text
+
+
+@pytest.mark.parametrize(("threshold", "of"), [(None, "two thirds of the clients"), (3, "3 clients together")])
+def test_secure_aggregation_is_told(
+    result: dict[str, Any], html_of: Callable[[dict[str, Any]], str], threshold: int | None, of: str
+) -> None:
+    result["config"]["secure"] = SecureSettings(aggregation=True, threshold=threshold).model_dump(mode="json")
+    (line,) = privacy_lines(result)
+    assert "the server was sent the clients' sums alone" in line and of in line
+    assert 'id="privacy"' in html_of(result) and line in run_markdown(result, PICTURES)
+    result = private(result, kind="record")
+    assert privacy_lines(result)[0] == line and privacy_lines(result)[1].startswith("Single cases")
 
 
 def test_secret_noise_and_an_early_end_are_told(result: dict[str, Any]) -> None:
