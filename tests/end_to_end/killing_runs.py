@@ -124,7 +124,7 @@ def main() -> None:
     import fllm.runs  # with everything that it imports
 
     if not wanted["pages"]:
-        fllm.runs.render = lambda *_: None  # type: ignore[assignment, return-value]
+        fllm.runs.render = lambda *_: None  # type: ignore[attr-defined, assignment]
     out = Path(wanted["out"]).resolve()
     engine = ["--workers", str(wanted["workers"])] if wanted["workers"] > 1 else []
     runs = Runs([f"--set={key}={value}" for key, value in wanted["settings"].items()], engine, out)
