@@ -84,15 +84,13 @@ def supernode(
 @federation_app.command("register")
 def register(folder: Folder) -> None:
     """Tell a running server the public keys of its sites; none other may take part."""
-    from fllm.deployment.control import RefusedCommand, not_reached
+    from fllm.deployment.control import commanding
     from fllm.deployment.registering import register_sites
     from fllm.deployment.settings import read_federation
 
     federation = read_federation(folder)
-    try:
+    with commanding(folder):
         _print([f"{name}: {what}" for name, what in register_sites(folder, federation)])
-    except RefusedCommand as problem:
-        raise not_reached(folder, problem) from None
 
 
 @federation_app.command("submit")
@@ -106,7 +104,7 @@ def submit(
     stream: Annotated[bool, typer.Option("--stream", help="Wait for the end, and show each round.")] = False,
 ) -> None:
     """Start a run on all sites, or go on with one; results come into the federation's folder."""
-    from fllm.deployment.control import RefusedCommand, not_reached
+    from fllm.deployment.control import RefusedCommand, commanding
     from fllm.deployment.following import follow
     from fllm.deployment.settings import read_federation
     from fllm.deployment.submitting import control_of, new_job, resumed_job
@@ -119,10 +117,8 @@ def submit(
     else:
         job = new_job(folder, _config(config, settings, federation.sites), name, _command())
     control = control_of(folder, federation)
-    try:
+    with commanding(folder):
         submitted = submit_job(folder, job, control)
-    except RefusedCommand as problem:
-        raise not_reached(folder, problem) from None
     if not stream:
         _print([f"submitted {job.name}", f"watch it: fllm federation status {folder}"])
         return
@@ -144,32 +140,28 @@ def submit(
 @federation_app.command("stop")
 def stop(folder: Folder, name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     """Stop a run; it can be resumed from its last whole round."""
-    from fllm.deployment.control import RefusedCommand, not_reached
+    from fllm.deployment.control import commanding
     from fllm.deployment.settings import read_federation
     from fllm.deployment.submitting import control_of, number_of
 
     federation, number = read_federation(folder), number_of(folder, name)
     if number is None:
         raise InputError("no such run", where=str(folder), received=name)
-    try:
+    with commanding(folder):
         control_of(folder, federation).stop_run(number)
-    except RefusedCommand as problem:
-        raise not_reached(folder, problem) from None
     _print([f"stopped {name}", f"go on with fllm federation submit {folder} --resume {name}"])
 
 
 @federation_app.command("status")
 def status(folder: Folder) -> None:
     """Show which sites are online, and the runs."""
-    from fllm.deployment.control import RefusedCommand, not_reached
+    from fllm.deployment.control import commanding
     from fllm.deployment.reporting import status_lines
     from fllm.deployment.settings import read_federation
 
     federation = read_federation(folder)
-    try:
+    with commanding(folder):
         _print(status_lines(folder, federation))
-    except RefusedCommand as problem:
-        raise not_reached(folder, problem) from None
 
 
 @federation_app.command("simulate")

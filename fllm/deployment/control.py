@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,11 @@ def nodes_of(answer: dict[str, Any]) -> list[Node]:
     return [Node(str(node["node-id"]), node["status"]) for node in answer["nodes"]]
 
 
-def not_reached(folder: Path, problem: RefusedCommand) -> InputError:
-    """Return the error of a SuperLink that does not answer."""
-    remedy = "start it with fllm federation superlink, and look at what it prints"
-    return InputError(f"the SuperLink refused: {problem}", where=str(folder), remedy=remedy)
+@contextmanager
+def commanding(folder: Path) -> Iterator[None]:
+    """Turn a SuperLink that does not answer into an InputError that says what to do."""
+    try:
+        yield
+    except RefusedCommand as problem:
+        remedy = "start it with fllm federation superlink, and look at what it prints"
+        raise InputError(f"the SuperLink refused: {problem}", where=str(folder), remedy=remedy) from None

@@ -96,7 +96,7 @@ def check_deployable(config: RunConfig) -> None:
 def told(job: Job) -> str:
     """Write what sites are told of a run, as JSON; no path is in it."""
     config = {key: value for key, value in job.config.model_dump(mode="json").items() if key not in PATH_KEYS}
-    if not {job.config.device_model, *job.config.client_devices} <= set(preset_names()):
+    if not _shipped(config["device_model"], config["client_devices"]):
         for key in DEVICE_KEYS:
             del config[key]
     own_data = job.config.data_dir is not None or bool(job.config.data_files)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import Field, StrictBool, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from device_models import InputError
 from device_models.errors import nearest
@@ -20,6 +20,23 @@ SITE_FILE = "site.yaml"
 LOOPBACK = "127.0.0.1"
 
 Port = Annotated[StrictInt, Field(ge=1, le=65535)]
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Split ``host:port`` or ``[IPv6]:port``; raises ValueError."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[3]) <= 65535:
+        raise ValueError("not an address; expected host:port, such as fl.example.org:8443")
+    return found[1] or found[2], int(found[3])
+
+
+def _readable(text: str) -> str:
+    split_address(text)
+    return text
+
+
+Address = Annotated[str, AfterValidator(_readable)]
+"""Host and port."""
 
 
 class Federation(Strict):
@@ -34,16 +51,10 @@ class Federation(Strict):
     """
 
     sites: Count
-    address: str
+    address: Address
     tls: StrictBool
     listen: str
     control_port: Port
-
-    @field_validator("address")
-    @classmethod
-    def _readable(cls, value: str) -> str:
-        split_address(value)
-        return value
 
     @model_validator(mode="after")
     def _private(self) -> Federation:
@@ -83,7 +94,7 @@ class Site(Strict):
 
     partition_id: Annotated[StrictInt, Field(ge=0)]
     num_partitions: Count
-    superlink: str
+    superlink: Address
     tls: StrictBool
     data_dir: str | None = None
     data_files: tuple[str, ...] = ()
@@ -92,12 +103,6 @@ class Site(Strict):
     secure_threshold: Annotated[StrictInt, Field(ge=2)] | None = None
     state: str = "state"
 
-    @field_validator("superlink")
-    @classmethod
-    def _readable(cls, value: str) -> str:
-        split_address(value)
-        return value
-
     @model_validator(mode="after")
     def _known(self) -> Site:
         if self.partition_id >= self.num_partitions:
@@ -105,14 +110,6 @@ class Site(Strict):
         if not self.tls and not is_loopback(split_address(self.superlink)[0]):
             raise ValueError("without TLS the superlink must be on this machine, such as 127.0.0.1:8000")
         return self
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Split ``host:port`` or ``[IPv6]:port``; raises ValueError."""
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", text)
-    if found is None or not 1 <= int(found[3]) <= 65535:
-        raise ValueError("not an address; expected host:port, such as fl.example.org:8443")
-    return found[1] or found[2], int(found[3])
 
 
 def is_loopback(host: str) -> bool:

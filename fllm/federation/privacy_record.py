@@ -14,18 +14,17 @@ own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fllm.evaluation import Prompt, padded
 from fllm.federation.privacy_noise import NoiseSource
-from fllm.federation.task import Hospital, LocalTraining
+from fllm.federation.task import Hospital
 from hwsim import noise_key
 from hwsim.randomness import seed_of
 
@@ -39,34 +38,15 @@ class GradientPrivacy:
     source: NoiseSource
 
 
+@dataclass(eq=False, kw_only=True)
 class PrivateHospital(Hospital):
     """A client that trains by DP-SGD.
 
-    Args:
-        partition: Index of the client.
-        prompts: Its training cases.
-        model: Emulated model with adapter.
-        answers: Token ids of each class; none for language modelling.
-        pad_id: Padding token.
-        training: Settings.
-        put_on_chip: Puts the model on the chip of a round; None leaves it where it is.
+    Attributes:
         privacy: Noise and clipping norm.
     """
 
-    def __init__(
-        self,
-        partition: int,
-        prompts: Sequence[Prompt],
-        model: PeftModel,
-        answers: Sequence[Sequence[int]],
-        pad_id: int,
-        training: LocalTraining,
-        put_on_chip: Callable[[int], object] | None = None,
-        *,
-        privacy: GradientPrivacy,
-    ) -> None:
-        super().__init__(partition, prompts, model, answers, pad_id, training, put_on_chip)
-        self.privacy = privacy
+    privacy: GradientPrivacy
 
     def _gradient(self, order: Sequence[int], server_round: int, step: int) -> list[float]:  # noqa: ARG002
         """Leave the noisy mean of the drawn cases' gradients at the weights; whom it draws, no order decides."""

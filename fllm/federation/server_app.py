@@ -1,4 +1,4 @@
-"""The Flower ServerApp: one visible round loop, the same on every engine."""
+"""What the server does: one visible round loop, the same on every engine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -152,17 +152,6 @@ class Terms:
     def asked(self) -> int:
         """Clients asked in each round."""
         return min(self.clients_per_round or self.clients, self.clients)
-
-
-def make_server_app(terms: Terms, start: Start, *, on_round: Callable[[Round], None]) -> ServerApp:
-    """Make the server application; ``on_round`` is called after each round."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
-        federate(grid, terms, start, on_round)
-
-    return app
 
 
 def federate(grid: Grid, terms: Terms, start: Start, on_round: Callable[[Round], None]) -> None:

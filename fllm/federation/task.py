@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from peft import PeftModel
@@ -92,10 +93,11 @@ class TokenLosses:
     sampled: Tensor
 
 
+@dataclass(eq=False)
 class Hospital:
     """One client: its cases as prompts, and the model it trains on.
 
-    Args:
+    Attributes:
         partition: Index of the client.
         prompts: Its training cases.
         model: Emulated model with adapter; shared by clients of one process, its adapter is set anew each time.
@@ -105,20 +107,18 @@ class Hospital:
         put_on_chip: Puts the model on the chip that this hospital trains on in a round; None leaves it where it is.
     """
 
-    def __init__(
-        self,
-        partition: int,
-        prompts: Sequence[Prompt],
-        model: PeftModel,
-        answers: Sequence[Sequence[int]],
-        pad_id: int,
-        training: LocalTraining,
-        put_on_chip: Callable[[int], object] | None = None,
-    ) -> None:
-        self.put_on_chip = put_on_chip
-        self.partition, self.prompts, self.model = partition, prompts, model
-        self.answers, self.pad_id, self.training = answers, pad_id, training
-        self.lengths = [len(prompt.tokens) for prompt in prompts]
+    partition: int
+    prompts: Sequence[Prompt] = field(repr=False)
+    model: PeftModel = field(repr=False)
+    answers: Sequence[Sequence[int]]
+    pad_id: int
+    training: LocalTraining
+    put_on_chip: Callable[[int], object] | None = None
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each case."""
+        return [len(prompt.tokens) for prompt in self.prompts]
 
     def train(self, adapter: Mapping[str, Tensor], server_round: int, *, proximal_mu: float = 0.0) -> Update:
         """Train one round from the given adapter; a function of (adapter, seed, round, partition) alone.

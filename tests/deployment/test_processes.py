@@ -19,7 +19,7 @@ import pytest
 
 from device_models import InputError
 from fllm.deployment import processes
-from fllm.deployment.control import Control, FlowerRun, Node, RefusedCommand, answer_of, nodes_of, not_reached, runs_of
+from fllm.deployment.control import Control, FlowerRun, Node, RefusedCommand, answer_of, commanding, nodes_of, runs_of
 from fllm.deployment.folders import make_federation
 from fllm.deployment.following import follow
 from fllm.deployment.processes import environment, free_port, is_taken, program, serve, stop
@@ -235,7 +235,8 @@ def test_superlink_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest
     control = Control(tmp_path / "home", free_port(), None)
     with pytest.raises(RefusedCommand, match="unavailable") as refused:
         wait_for(control, is_alive=lambda: False)
-    assert "start it with fllm federation superlink" in str(not_reached(tmp_path, refused.value))
+    with pytest.raises(InputError, match="start it with fllm federation superlink"), commanding(tmp_path):
+        raise refused.value
     monkeypatch.setattr("fllm.deployment.control.ANSWER_SECONDS", 0.01)
     with pytest.raises(RefusedCommand, match="no answer within"):
         control.runs()

@@ -72,6 +72,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return call
 
 
+@pytest.fixture(scope="module")
+def _no_pages() -> Iterator[None]:
+    """Draw no figures and pages of a whole module; they follow from the record alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fllm.runs.render", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def _without_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Draw no figures and pages, which takes half of the time of a small run; they follow from the record alone."""

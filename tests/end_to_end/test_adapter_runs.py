@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,7 @@ TRAINING = {"train_loss", "clients", "failures", "uplink_bytes", "downlink_bytes
 CLOCK = {"wall_seconds", "peak_memory_bytes"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_pages() -> Iterator[None]:
-    """Draw no figures and pages; they follow from the record alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fllm.runs.render", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("_no_pages")
 
 
 @pytest.fixture(scope="module")

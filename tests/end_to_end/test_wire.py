@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,7 @@ from tests.fllm.small import SHORT, copied
 EIGHT_BITS = SHORT | {"num_rounds": 2, "wire": "int8"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_pages() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fllm.runs.render", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("_no_pages")
 
 
 @pytest.fixture(scope="module")

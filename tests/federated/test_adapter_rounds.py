@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 from torch import Tensor
 
 from device_models import InputError
@@ -15,7 +14,7 @@ from fllm.config import RunConfig
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
 from fllm.federation.factors import factors_of
-from fllm.federation.server_app import Round, Start, Terms, make_server_app
+from fllm.federation.server_app import Round, Start, Terms, federate
 from fllm.lora_baselines import lora_baseline
 from fllm.model.adapters import adapter_digest, frozen_adapter, get_adapter, set_adapter, whole_adapter
 from fllm.observer import Observer
@@ -55,8 +54,7 @@ def one_round(
     clients = prepared.config.num_clients
     grid = InProcessGrid(make_client_app(prepared.hospitals.__getitem__), clients)
     start = Start(get_adapter(prepared.model), frozen=frozen_adapter(prepared.model))
-    server = make_server_app(Terms(strategy or StrategySettings(), clients, number), start, on_round=outcomes.append)
-    server(grid, Context(1, 0, {}, RecordDict(), {}))
+    federate(grid, Terms(strategy or StrategySettings(), clients, number), start, outcomes.append)
     return outcomes[-1], grid
 
 

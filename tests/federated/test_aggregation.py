@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fllm.federation.client_app import COUNT_PREFIX, TOKENS, count_metrics, counts_of, make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, Start, Terms, make_server_app
+from fllm.federation.server_app import Round, RoundFailed, Start, Terms, federate
 from fllm.federation.strategy import make_strategy
 from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest, get_adapter
@@ -60,8 +60,7 @@ def play(
 ) -> tuple[list[Round], InProcessGrid]:
     outcomes: list[Round] = []
     engine = grid(make_client_app(hospitals.__getitem__), len(hospitals))  # type: ignore[arg-type]
-    server = make_server_app(Terms(FEDAVG, len(hospitals), rounds), Start(START), on_round=outcomes.append)
-    server(engine, Context(1, 0, {}, RecordDict(), {}))
+    federate(engine, Terms(FEDAVG, len(hospitals), rounds), Start(START), outcomes.append)
     return outcomes, engine
 
 
@@ -279,8 +278,7 @@ def test_no_client_can_change_what_others_receive() -> None:
 
     grid = InProcessGrid(greedy, 4)  # type: ignore[arg-type]
     outcomes: list[Round] = []
-    server = make_server_app(Terms(FEDAVG, 4, 2), Start(START), on_round=outcomes.append)
-    server(grid, Context(1, 0, {}, RecordDict(), {}))
+    federate(grid, Terms(FEDAVG, 4, 2), Start(START), outcomes.append)
     assert seen == [set(START)] * 8
     assert [outcome.failures for outcome in outcomes] == [(), ()]
 
@@ -297,8 +295,7 @@ def test_real_reply_holds_the_adapter_and_numbers_alone(prepared: Prepared) -> N
 
     grid = Listening(make_client_app(prepared.hospitals.__getitem__), len(prepared.hospitals))
     adapter = get_adapter(prepared.model)
-    server = make_server_app(Terms(FEDAVG, 3, 1), Start(adapter), on_round=lambda _: None)
-    server(grid, Context(1, 0, {}, RecordDict(), {}))
+    federate(grid, Terms(FEDAVG, 3, 1), Start(adapter), lambda _: None)
     assert len(seen) == 3
     seen.sort(key=lambda reply: reply.content["metrics"]["partition-id"])
     for partition, reply in enumerate(seen):

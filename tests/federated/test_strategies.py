@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fllm.federation.client_app import make_client_app
 from fllm.federation.engines import InProcessGrid
-from fllm.federation.server_app import Round, RoundFailed, Start, Terms, make_server_app
+from fllm.federation.server_app import Round, RoundFailed, Start, Terms, federate
 from fllm.federation.task import Update
 from fllm.model.adapters import adapter_digest
 from fllm.sections import StrategySettings
@@ -47,8 +46,7 @@ def play(
 ) -> list[Round]:
     outcomes: list[Round] = []
     grid = InProcessGrid(make_client_app(clients.__getitem__), len(clients))  # type: ignore[arg-type]
-    app = make_server_app(Terms(settings, len(clients), rounds), start or Start(START), on_round=outcomes.append)
-    app(grid, Context(1, 0, {}, RecordDict(), {}))
+    federate(grid, Terms(settings, len(clients), rounds), start or Start(START), outcomes.append)
     return outcomes
 
 
