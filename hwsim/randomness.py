@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 
 import torch
 from torch import Tensor
+
+
+POOL = 1 << 20
+"""Standard normals that noise is cut from: drawing each anew would cost more than what it is added to."""
 
 
 def seed_of(seed: int, *key: str | int) -> int:
@@ -72,6 +77,34 @@ def uniform(state: Tensor) -> Tensor:
 def below(state: Tensor, bound: int) -> Tensor:
     """Return one whole number in [0, bound) for each 64-bit state; uniform to 1e-7 for bounds up to 2^24."""
     return _shift(state, 16).remainder_(bound)
+
+
+def pool_places(state: Tensor, width: int) -> Tensor:
+    """Return for each 64-bit state the place in :func:`normal_pool` where a row of ``width`` numbers starts."""
+    return below(state, POOL - width + 1)
+
+
+def pool_rows(places: Tensor, width: int, out: Tensor | None = None) -> Tensor:
+    """Return standard normals (n, width) in float32: successive numbers of the pool from each of n places.
+
+    Approximation: two rows may share numbers, shifted against each other, by a chance of width / 2^19.
+
+    Args:
+        places: (n,) from :func:`pool_places`.
+        width: Numbers of a row.
+        out: (n, width) float32 that receives them; None makes it.
+    """
+    pool = normal_pool(places.device)
+    windows = pool.as_strided((POOL - width + 1, width), (1, 1))
+    return torch.index_select(windows, 0, places) if out is None else torch.index_select(windows, 0, places, out=out)
+
+
+@functools.cache
+def normal_pool(device: torch.device, size: int = POOL) -> Tensor:
+    """Return standard normals in float32, of mean 0 and variance 1 exactly to rounding, equal on every machine."""
+    drawn = normal(keyed(torch.tensor(seed_of(0, "pool of noise")), torch.arange(size)), torch.float64)
+    drawn = (drawn - drawn.mean()) / drawn.std(correction=0)
+    return drawn.float().to(device)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

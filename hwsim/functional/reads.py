@@ -24,7 +24,7 @@ from hwsim.functional.cells import (
     write_is_noisy,
 )
 from hwsim.functional.quantise import quantise_levels
-from hwsim.randomness import keyed, mixed, normal, seed_of
+from hwsim.randomness import keyed, mixed, normal_pool, pool_places, pool_rows, seed_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,18 +42,23 @@ class Place:
     keys: Tensor | None = None
     layer: int = 0
 
-    def draw(self, what: str, dtype: torch.dtype, *indices: Tensor) -> Tensor:
-        """Return standard normals for every sequence (first axis) and combination of indices (broadcast together).
+    def places(self, what: str, width: int, *indices: Tensor) -> Tensor:
+        """Return where in the pool the rows of every sequence (first axis) and combination of indices start.
 
         Args:
             what: Names the effect, so that two effects never share a draw.
-            dtype: Of the result.
+            width: Numbers of a row.
             indices: int64, each broadcasting against the result including its sequence axis.
         """
         assert self.keys is not None
         dims = max(index.dim() for index in indices)
         start = mixed(self.keys + seed_of(0, what, self.layer)).view(-1, *(1,) * (dims - 1))
-        return normal(keyed(start, *indices), torch.float32).to(dtype)
+        return pool_places(keyed(start, *indices), width)
+
+    def draw(self, what: str, dtype: torch.dtype, width: int, *indices: Tensor) -> Tensor:
+        """Return rows of standard normals (..., width), one for each place; arguments as :meth:`places`."""
+        places = self.places(what, width, *indices)
+        return pool_rows(places.flatten(), width).view(*places.shape, width).to(dtype)
 
 
 def sequence_keys(read_key: int | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
@@ -85,10 +90,8 @@ def write_deviates(
     """
     if place.keys is None or not write_is_noisy(device):
         return None
-    heads, dims = like.shape[1], like.shape[3]
-    head = torch.arange(heads, device=like.device).view(1, -1, 1, 1)
-    dim = torch.arange(dims, device=like.device).view(1, 1, 1, -1)
-    return place.draw(f"write {what} {epoch}", like.dtype, head, written[:, None, :, None], dim)
+    head = torch.arange(like.shape[1], device=like.device).view(1, -1, 1)
+    return place.draw(f"write {what} {epoch}", like.dtype, like.shape[3], head, written[:, None])
 
 
 def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: Tensor, kv_heads: int) -> Tensor:
@@ -120,7 +123,7 @@ def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: 
         pulses = pulses + table.gather(-1, code[..., None])[..., 0]
     jitter = pulse_jitter(device, device.cost.time_qk)
     if place.keys is not None and jitter:
-        z = place.draw("query jitter", query.dtype, *_head_query(query, query_index), _axis(dims, query, -1))
+        z = place.draw("query jitter", query.dtype, dims, *_head_query(query, query_index))
         pulses = pulses + jitter * z * (pulses.detach() > 0)
     return pulses.clamp(min=0.0)  # no pulse is shorter than none
 
@@ -166,7 +169,7 @@ def noisy_scores(
     noise = device.noise
     if place.keys is not None and (noise.white or noise.flicker or noise.comparator):
         line = read_noise_sigma(pulses, device) / device.saturation.qk
-        z = place.draw(what, scores.dtype, *_head_query(scores, query_index), slots)
+        z = _by_slot(what, scores, device, place, query_index, slots)
         scores = scores + torch.hypot(line, line.new_tensor(noise.comparator))[..., None] * z
     return scores
 
@@ -176,7 +179,7 @@ def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor
     jitter = pulse_jitter(device, device.cost.time_av)
     if place.keys is None or not jitter:
         return phi
-    z = place.draw("phi jitter", phi.dtype, *_head_query(phi, query_index), slots)
+    z = _by_slot("phi jitter", phi, device, place, query_index, slots)
     return (phi + jitter * z * (phi.detach() > 0)).clamp(min=0.0)
 
 
@@ -202,9 +205,7 @@ def read_out(
     """
     heads, dims = charge.shape[1], charge.shape[3]
     if phi_power is not None:
-        z = place.draw(
-            "charge", charge.dtype, *_head_query(charge, query_index), _axis(tile, charge), _axis(dims, charge, -1)
-        )
+        z = place.draw("charge", charge.dtype, dims, *_head_query(charge, query_index), _number(tile, charge))
         charge = charge + charge_noise(phi_power, device)[..., None] * z
     scale = None if full_scale is None else full_scale.view(1, -1, 1, 1).to(charge.dtype)
     x = charge if scale is None else charge / scale
@@ -229,13 +230,7 @@ def read_out(
             if place.die is not None and readout.offset_sigma:
                 u = u + readout.offset_sigma * column("readout offset")
             if place.keys is not None and readout.noise:
-                z = place.draw(
-                    "readout",
-                    charge.dtype,
-                    *_head_query(charge, query_index),
-                    _axis(tile, charge),
-                    _axis(dims, charge, -1),
-                )
+                z = place.draw("readout", charge.dtype, dims, *_head_query(charge, query_index), _number(tile, charge))
                 u = u + readout.noise * z
             if place.die is not None and (readout.inl or readout.dnl):
                 u = _with_code_errors(u.clamp(-1.0 / step, 1.0 / step), device, place.die, tile, kv_heads)
@@ -273,13 +268,23 @@ def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_he
     return u + table.gather(-1, nearest[..., None])[..., 0]
 
 
+def _by_slot(
+    what: str, like: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor
+) -> Tensor:  # fmt: skip
+    """Return standard normals (b, h, t, c): one row of the pool for each query and sub-tile, cut at the slots."""
+    width = device.tile.slots
+    tiles, position = slots // width, slots % width
+    first = tiles.min()
+    some = torch.arange(int(tiles.max() - first) + 1, device=like.device) + first
+    head, query = _head_query(like, query_index)
+    start = place.places(what, width, head[..., None], query[..., None], some)[..., tiles - first]
+    return normal_pool(like.device)[start + position].to(like.dtype)
+
+
 def _head_query(like: Tensor, query_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return head and query indices that broadcast against (b, h, t, anything)."""
-    return torch.arange(like.shape[1], device=like.device).view(1, -1, 1, 1), query_index[:, None, :, None]
+    """Return head and query indices that broadcast against (b, h, t)."""
+    return torch.arange(like.shape[1], device=like.device).view(1, -1, 1), query_index[:, None]
 
 
-def _axis(size: int, like: Tensor, dim: int | None = None) -> Tensor:
-    """Return an index for the last axis, or one number for a single place."""
-    if dim is None:
-        return torch.tensor(size, device=like.device).view(1, 1, 1, 1)
-    return torch.arange(size, device=like.device).view(1, 1, 1, -1)
+def _number(number: int, like: Tensor) -> Tensor:
+    return torch.tensor(number, device=like.device).view(1, 1, 1)

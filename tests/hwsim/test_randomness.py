@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from hwsim.functional.reads import Place, sequence_keys
-from hwsim.randomness import generator, keyed, mixed, normal, seed_of
+from hwsim.randomness import POOL, generator, keyed, mixed, normal, normal_pool, pool_places, pool_rows, seed_of
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -83,7 +83,7 @@ def test_both_dtypes_draw_the_same_numbers() -> None:
     assert (normal(state).double() - normal(state, torch.float64)).abs().max() < 1e-5
     place = Place(None, torch.tensor([3, 4]))
     index = torch.arange(1000).view(1, -1)
-    assert torch.equal(place.draw("x", torch.float32, index).double(), place.draw("x", torch.float64, index))
+    assert torch.equal(place.draw("x", torch.float32, 7, index).double(), place.draw("x", torch.float64, 7, index))
 
 
 def test_seeds_are_the_same_on_every_platform_and_in_every_version() -> None:
@@ -141,9 +141,9 @@ def test_neighbouring_keys_names_and_layers_are_unrelated() -> None:
     index = torch.arange(1 << 16).view(1, -1)
 
     def draw(key: int, what: str = "score", layer: int = 0) -> Tensor:
-        return Place(None, torch.tensor([key]), layer).draw(what, torch.float32, index)
+        return Place(None, torch.tensor([key]), layer).draw(what, torch.float32, 1, index)
 
-    others = [draw(1), draw(-1), draw(1 << 40), draw(0, "charge"), draw(0, layer=1), draw(0).roll(1)]
+    others = [draw(1), draw(-1), draw(1 << 40), draw(0, "charge"), draw(0, layer=1), draw(0).roll(1, 1)]
     assert all(unrelated(draw(0), other) for other in others)
     assert all(unrelated(a, b) for n, a in enumerate(others) for b in others[:n])
 
@@ -165,3 +165,18 @@ def test_one_number_is_shared_and_a_tensor_is_not() -> None:
     assert shared is not None and shared.shape == (1,)
     own = sequence_keys(torch.tensor([1, 2, 3], dtype=torch.int32), 3, cpu)
     assert own is not None and own.tolist() == [1, 2, 3] and own.dtype == torch.int64
+
+
+def test_rows_of_the_pool_are_standard_normal_and_unrelated() -> None:
+    """Of neighbouring states; the numbers of a row are those of the pool one after another."""
+    states = keyed(torch.tensor(5), torch.arange(1 << 14))
+    places = pool_places(states, 64)
+    rows = pool_rows(places, 64)
+    pool = normal_pool(torch.device("cpu"))
+    assert 0 <= int(places.min()) and int(places.max()) <= POOL - 64
+    assert torch.equal(rows[7], pool[places[7] : places[7] + 64])
+    assert torch.equal(pool_rows(places, 64, torch.empty(1 << 14, 64)), rows)
+    z, n = rows.double(), rows.numel()
+    assert abs(z.mean()) * n**0.5 < LARGEST and abs(z.var() - 1) * (n / 2) ** 0.5 < LARGEST
+    assert unrelated(rows[:-1], rows[1:]) and unrelated(rows[:, :-1], rows[:, 1:])
+    assert abs(float(pool.double().mean())) < 1e-9 and abs(float(pool.double().var(correction=0)) - 1) < 1e-7

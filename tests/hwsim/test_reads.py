@@ -65,9 +65,8 @@ def test_readout_is_its_twin(name: str, tile: int) -> None:
     inl = per_head(circuits("readout inl", CPU, KV_HEADS, TILES, shared, codes)[:, tile].expand(-1, DIMS, -1))
     dnl = per_head(circuits("readout dnl", CPU, KV_HEADS, TILES, DIMS, codes)[:, tile])
     column = (CPU, KV_HEADS, TILES, DIMS)
-    noise = place.draw(
-        "readout", torch.float64, axis(HEADS, 1), axis(TOKENS, 2), torch.full((1, 1, 1, 1), tile), axis(DIMS, 3)
-    )
+    head, query = torch.arange(HEADS).view(1, -1, 1), torch.arange(TOKENS).view(1, 1, -1)
+    noise = place.draw("readout", torch.float64, DIMS, head, query, torch.full((1, 1, 1), tile))
     expected = reference.read_out(
         charge, readout, errors=code_errors(inl, dnl, readout)[:, None],
         z_gain=per_head(circuits("readout gain", *column)[:, tile])[:, None],
@@ -170,7 +169,9 @@ def test_scores_become_pulses(bits: int | None) -> None:
     read = torch.from_numpy(RNG.integers(0, 2, (1, TOKENS, 12))).double()
     offset = 0.2 * per_head(place.die.columns("phi", KV_HEADS, slots))[:, None]
     line = read_noise_variance(pulses.numpy(), full_scale_current(made), made.noise) / made.saturation.qk**2
-    z = place.draw("score", torch.float64, axis(HEADS, 1), axis(TOKENS, 2), slots.view(1, 1, 1, -1)).numpy()
+    head, query, width = axis(HEADS, 1), axis(TOKENS, 2), made.tile.slots
+    rows = place.draw("score", torch.float64, width, head, query, torch.arange(12 // width).view(1, 1, 1, -1))
+    z = rows.flatten(-2).numpy()
     raw = scores.numpy() + offset + np.sqrt(line + made.noise.comparator**2)[..., None] * z
     expected = reference.quantise_levels(raw, None if bits is None else 2**bits, 0.0, 1.0) * read[:, None].numpy()
     ours = scores_to_pulses(scores, pulses, read, made, place, INDEX, slots, KV_HEADS)
