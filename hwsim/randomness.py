@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-
 POOL = 1 << 20
 """Standard normals that noise is cut from: drawing each anew would cost more than what it is added to."""
 

@@ -173,7 +173,7 @@ def test_rows_of_the_pool_are_standard_normal_and_unrelated() -> None:
     places = pool_places(states, 64)
     rows = pool_rows(places, 64)
     pool = normal_pool(torch.device("cpu"))
-    assert 0 <= int(places.min()) and int(places.max()) <= POOL - 64
+    assert int(places.min()) >= 0 and int(places.max()) <= POOL - 64
     assert torch.equal(rows[7], pool[places[7] : places[7] + 64])
     assert torch.equal(pool_rows(places, 64, torch.empty(1 << 14, 64)), rows)
     z, n = rows.double(), rows.numel()
