@@ -156,7 +156,7 @@ def _geometry(
         refreshes = int(((seconds / interval).floor().long() * real).sum())
     found = _Geometry(
         int(real.sum()),
-        int((layout.read.sum(-1) * real).sum()),
+        int((layout.tokens_read() * real).sum()),
         int(((-(-held // layout.slots)) * real).sum()),
         refreshes,
     )

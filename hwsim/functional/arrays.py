@@ -242,7 +242,7 @@ class CellArray:
         key = (block, angles.numel(), high)
         if key not in tables.node_weights:
             age = tables.layout.age[:, block.rows, block.columns]
-            weights = interpolation_weights(angles, high).to(tables.read.device, tables.dtype)[age]
+            weights = interpolation_weights(angles, high).to(age.device, tables.dtype)[age]
             tables.node_weights[key] = (weights * tables.read[:, block.rows, block.columns, None]).movedim(-1, 2)
         return tables.node_weights[key]
 

@@ -7,6 +7,7 @@ sub-tile ``b + tiles`` are then the same physical sub-tile one lap later, whose 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,48 +37,104 @@ class Block:
         return slice(self.first, self.last)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Queries and keys that are consecutive tokens, the last key written by the last query: everything but padding.
+
+    Attributes:
+        queries: How many queries there are.
+        keys: How many keys there are, those of the queries included.
+        first_key: Write index of the first key.
+    """
+
+    queries: int
+    keys: int
+    first_key: int = 0
+
+    @property
+    def first_query(self) -> int:
+        """Write index of the first query."""
+        return self.first_key + self.keys - self.queries
+
+
 @dataclass(frozen=True, eq=False)
 class SlotLayout:
     """Geometry of one forward pass, shared by all layers and heads.
 
+    ``b`` is 1 when all sequences of the batch share the geometry. What grows with queries times columns is made when
+    it is asked for: a stretch of consecutive tokens is read without it.
+
     Attributes:
         key_of_column: (b, columns) index of the key that a column holds; columns without key hold key 0.
-        age: (b, queries, columns) [tokens] age of the column at the query; 0 where it is not read.
-        read: (b, queries, columns) whether the query reads the column.
+        age_of_key: Returns (b, queries, keys) [tokens], the age of each key at each query, -1 where it is not read.
+        filled: (b, columns) whether a column holds a key.
         query_index: (b, queries) write index of the query's own token, -1 where it reads nothing.
         slots: Columns of one sub-tile.
         rows: Embedding dimensions of one sub-tile.
         window: Tokens that the arrays hold.
         tiles: Physical sub-tiles along the tokens.
-        spans: For each sub-tile of the layout, the half-open range of queries that read it; empty ranges are skipped.
         identity: Whether column c holds key c for every c.
         slot_of_column: (columns,) physical slot of each column, one after another from ``first_slot``.
         first_slot: Physical slot of the first column.
         first_tile: Sub-tile of the first column, where sub-tiles are cut by absolute token index; else 0.
         written: (b, columns) write index of the token in each column, -1 where there is none.
-
-    ``b`` is 1 when all sequences of the batch share the geometry.
+        stretch: The same geometry in four numbers; None where a query skips a token.
     """
 
     key_of_column: Tensor
-    age: Tensor
-    read: Tensor
+    age_of_key: Callable[[], Tensor]
+    filled: Tensor
     query_index: Tensor
     slots: int
     rows: int
     window: int
     tiles: int
-    spans: tuple[tuple[int, int], ...]
     identity: bool
     slot_of_column: Tensor
     first_slot: int
     first_tile: int
     written: Tensor
+    stretch: Stretch | None = None
 
     @property
     def columns(self) -> int:
         """Number of columns."""
         return self.slot_of_column.numel()
+
+    @cached_property
+    def _read_and_age(self) -> tuple[Tensor, Tensor]:
+        age = self.age_of_key()
+        age = age.gather(2, self.key_of_column[:, None, :].expand(-1, age.shape[1], -1))
+        read = self.filled[:, None, :] & (age >= 0) & (age < self.window)
+        return read, age.where(read, 0)
+
+    @property
+    def read(self) -> Tensor:
+        """(b, queries, columns) whether the query reads the column."""
+        return self._read_and_age[0]
+
+    @property
+    def age(self) -> Tensor:
+        """(b, queries, columns) [tokens] age of the column at the query; 0 where it is not read."""
+        return self._read_and_age[1]
+
+    @property
+    def oldest(self) -> int:
+        """Largest age [tokens] at which a token is read."""
+        if self.stretch is not None:
+            return min(self.stretch.keys, self.window) - 1
+        return int(self.age.max()) if self.age.numel() else 0
+
+    def tokens_read(self) -> Tensor:
+        """Return how many tokens each query reads, (b, queries)."""
+        if self.stretch is not None:
+            return (self.query_index + (1 - self.stretch.first_key)).clamp(max=self.window)
+        return self.read.sum(-1)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """For each sub-tile of the layout, the half-open range of queries that read it; it may be empty."""
+        return _spans(self.read, self.slots)
 
     @cached_property
     def blocks(self) -> dict[int, list[Block]]:
@@ -114,6 +171,26 @@ def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLa
     Returns:
         The layout; entries with an age of the window or more are not read.
     """
+    read = (age >= 0) & (age < device.window.tokens) & (write_index >= 0)[:, None]
+    query_index = (write_index[:, None] + age).where(read, -1).amax(-1)
+    return _layout(write_index, query_index, lambda: age, device, None)
+
+
+def stretch_layout(stretch: Stretch, device: DeviceModel, where: torch.device | None = None) -> SlotLayout:
+    """Build the geometry of consecutive tokens, of which the last ones are queries too."""
+    written = torch.arange(stretch.keys, device=where)[None] + stretch.first_key
+    own = written[:, stretch.keys - stretch.queries :]
+    return _layout(written, own, lambda: (own[:, :, None] - written[:, None]).clamp(min=-1), device, stretch)
+
+
+def causal_layout(tokens: int, device: DeviceModel, where: torch.device | None = None) -> SlotLayout:
+    """Build the geometry of one sequence written and read from its first token on."""
+    return stretch_layout(Stretch(tokens, tokens), device, where)
+
+
+def _layout(
+    write_index: Tensor, query_index: Tensor, age: Callable[[], Tensor], device: DeviceModel, stretch: Stretch | None
+) -> SlotLayout:
     window, slots = device.window.tokens, device.tile.slots
     ring = device.tile.assignment == "ring"
     padded = device.subtiles * slots
@@ -136,35 +213,23 @@ def slot_layout(write_index: Tensor, age: Tensor, device: DeviceModel) -> SlotLa
     filled = torch.zeros(batch, columns + 1, dtype=torch.bool, device=column.device)
     filled.scatter_(1, torch.where(valid, column, spare), valid)
     key_of_column, filled = key_of_column[:, :columns], filled[:, :columns]
-
-    age_by_column = age.gather(2, key_of_column[:, None, :].expand(-1, age.shape[1], -1))
-    read = filled[:, None, :] & (age_by_column >= 0) & (age_by_column < window)
-    tiles = padded // slots if ring else columns // slots
     order = torch.arange(columns, device=column.device)
-    written_by_column = write_index.gather(1, key_of_column)[:, None, :]
     return SlotLayout(
         key_of_column=key_of_column,
-        age=age_by_column.where(read, 0),
-        read=read,
-        query_index=(written_by_column + age_by_column).where(read, -1).amax(-1),
+        age_of_key=age,
+        filled=filled,
+        query_index=query_index,
         slots=slots,
         rows=device.tile.rows,
         window=window,
-        tiles=tiles,
-        spans=_spans(read, slots),
+        tiles=padded // slots if ring else columns // slots,
         identity=columns == keys and bool((key_of_column == order).all()),
         slot_of_column=(first + order) % padded,
         first_slot=first % padded,
         first_tile=0 if ring else first // slots,
-        written=written_by_column[:, 0].where(filled, -1),
+        written=write_index.gather(1, key_of_column).where(filled, -1),
+        stretch=stretch,
     )
-
-
-def causal_layout(tokens: int, device: DeviceModel, where: torch.device | None = None) -> SlotLayout:
-    """Build the geometry of one sequence written and read from its first token on."""
-    index = torch.arange(tokens, device=where)
-    age = index[:, None] - index
-    return slot_layout(index[None], age[None].clamp(min=-1), device)
 
 
 def _spans(read: Tensor, slots: int) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,8 +39,7 @@ class AttentionTables:
         self.layout, self.device, self.dtype = layout, device, dtype
         self.period = require_period(device, token_period_s)
         self.interval = refresh_interval(device)
-        self.read = layout.read.to(dtype)
-        self.oldest = int(layout.age.max()) if layout.age.numel() else 0
+        self.oldest = layout.oldest
         refreshes = 0 if self.interval is None else math.floor(self.oldest * self.period / self.interval)
         if refreshes > MOST_REFRESHES:
             raise InputError(
@@ -48,8 +48,14 @@ class AttentionTables:
                 remedy="a longer interval, a shorter token period or a smaller window",
             )  # fmt: skip
         self.epochs = refreshes + 1
+        self._by_age: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         self._powers: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         self.node_weights: dict[tuple[Block, int, int], Tensor] = {}
+
+    @cached_property
+    def read(self) -> Tensor:
+        """1 where a query reads a column, else 0; (b, t, columns)."""
+        return self.layout.read.to(self.dtype)
 
     def epoch_and_rest(self, age: Tensor) -> tuple[Tensor, Tensor]:
         """Return how often a column was refreshed, and the time [s] since then or its write, for ages in tokens."""
@@ -59,20 +65,24 @@ class AttentionTables:
         epoch = (seconds / self.interval).floor()
         return epoch.long(), seconds - epoch * self.interval
 
+    def by_age(self, epoch: int, *, first: bool) -> tuple[Tensor, ...]:
+        """Return d^n, n = 0..3, of the median cell at each age that falls into this epoch, else 0; (ages,)."""
+        key = (epoch, first and self.device.parity.bfloat16_decay)
+        if key not in self._by_age:
+            like = torch.empty(0, dtype=self.dtype, device=self.layout.written.device)
+            if self.interval is None:
+                table = tuple(decay_by_age(self.device, self.period, self.oldest + 1, like, first=first))
+            else:
+                epochs, rest = self.epoch_and_rest(torch.arange(self.oldest + 1, device=like.device))
+                d = decay_factor(rest, self.device)
+                table = tuple((d**n * (epochs == epoch)).to(self.dtype) for n in range(4))
+            self._by_age[key] = table
+        return self._by_age[key]
+
     def powers(self, epoch: int, *, first: bool) -> tuple[Tensor, ...]:
-        """Return d^n, n = 0..3, of the median cell where a column is read in this epoch, else 0; (b, t, columns)."""
+        """Return :meth:`by_age` at each column that is read, else 0; (b, t, columns)."""
         key = (epoch, first and self.device.parity.bfloat16_decay)
         if key not in self._powers:
-            like = torch.empty(0, dtype=self.dtype, device=self.read.device)
             age = self.layout.age
-            if self.interval is None:
-                here, table = self.read, decay_by_age(self.device, self.period, self.oldest + 1, like, first=first)
-            else:
-                whole = torch.arange(self.oldest + 1, device=age.device)
-                epochs, rest = self.epoch_and_rest(whole)
-                d = decay_factor(rest, self.device)
-                table = [(d**n).to(self.dtype) for n in range(4)]
-                here = self.read * (epochs == epoch)[age]
-            plain = not self.device.decays
-            self._powers[key] = tuple(here if n == 0 or plain else power[age] * here for n, power in enumerate(table))
+            self._powers[key] = tuple(table[age] * self.read for table in self.by_age(epoch, first=first))
         return self._powers[key]
