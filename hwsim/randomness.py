@@ -49,7 +49,11 @@ def keyed(key: Tensor, *indices: Tensor) -> Tensor:
 
     A function of the values alone, so any blocking and order of evaluation meets the same state.
     """
-    state = mixed(key)
+    return extended(mixed(key), *indices)
+
+
+def extended(state: Tensor, *indices: Tensor) -> Tensor:
+    """Return the states of :func:`keyed` with more indices."""
     for index in indices:
         state = _finalised(state + (mixed(index) + _signed(0x9E3779B97F4A7C15)))
     return state

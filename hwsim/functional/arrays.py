@@ -65,6 +65,21 @@ class Images:
     constant: tuple[float, Tensor] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Powers:
+    """Images of the cells by powers of their excursion.
+
+    Attributes:
+        states: (b, kv_heads, images, columns, head_dim) over the saturation.
+        which: Epoch and power n of each image; it fades as d^n in its epoch.
+        constant: A current over the saturation that all cells have at any age; 0 where there is none.
+    """
+
+    states: Tensor
+    which: tuple[tuple[int, int], ...]
+    constant: float
+
+
 Product = Callable[[Tensor, Images | Tensor], Tensor]
 
 
@@ -163,27 +178,40 @@ class CellArray:
     def _excursion(self, epoch: int) -> Tensor:
         return self.epochs[epoch] - relaxed_level(self.device)
 
+    def powers(self, *, surrogate: bool) -> Powers:
+        """Return the images c'_n y^n of each epoch; exact where all excursions shrink by one factor."""
+        states: list[Tensor] = []
+        which: list[tuple[int, int]] = []
+        constant = 0.0
+        coefficients = self._coefficients(self.cells, surrogate=surrogate)
+        for epoch in range(len(self.epochs)):
+            y = self._excursion(epoch)
+            power: Tensor | None = None
+            for n, c in enumerate(coefficients):
+                power = y if n == 1 else None if power is None else power * y
+                if isinstance(c, Tensor):
+                    states.append(c.expand_as(y) if power is None else power * c)
+                elif c == 0.0:
+                    continue
+                elif power is None:
+                    constant = c
+                    continue
+                else:
+                    states.append(power * c)
+                which.append((epoch, n))
+        whole = states[0].unsqueeze(2) if len(states) == 1 else torch.stack(states, 2)
+        return Powers(whole, tuple(which), constant)
+
     def _power_images(self, block: Block, *, surrogate: bool) -> Images:
-        """Return c'_n y^n with the weights d^n; made once for all blocks."""
+        """Return the images of a block with the weights d^n; made once for all blocks."""
         if surrogate not in self._powers:
-            states: list[Tensor] = []
-            weights: list[Tensor] = []
+            made, first = self.powers(surrogate=surrogate), self.name == "key"
+            weights = torch.stack([self.tables.powers(epoch, first=first)[n] for epoch, n in made.which], 2)
             constant = None
-            coefficients = self._coefficients(self.cells, surrogate=surrogate)
-            for epoch in range(len(self.epochs)):
-                y = self._excursion(epoch)
-                square = y * y
-                powers = (torch.ones_like(y), y, square, square * y)
-                tables = self.tables.powers(epoch, first=self.name == "key")
-                for c, power, table in zip(coefficients, powers, tables, strict=True):
-                    if isinstance(c, float) and c == 0.0:
-                        continue
-                    if power is powers[0] and isinstance(c, float):
-                        constant = (c, table if constant is None else constant[1] + table)
-                    else:
-                        states.append(power * c)
-                        weights.append(table)
-            self._powers[surrogate] = (torch.stack(states, 2), torch.stack(weights, 2), constant)
+            if made.constant:
+                read = [self.tables.powers(epoch, first=first)[0] for epoch in range(len(self.epochs))]
+                constant = (made.constant, torch.stack(read).sum(0))
+            self._powers[surrogate] = (made.states, weights, constant)
         whole, weight, constant = self._powers[surrogate]
         part = None if constant is None else (constant[0], constant[1][:, block.rows, block.columns])
         return Images(whole[:, :, :, block.columns], weight[:, block.rows, :, block.columns], part)

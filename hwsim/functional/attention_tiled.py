@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array, Die
 from hwsim.functional.arrays import CellArray
 from hwsim.functional.attention import READS, digitised
+from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import CellDeviations, cell_deviations, relaxed_voltage, to_levels, written_voltage
-from hwsim.functional.layout import Block, SlotLayout, causal_layout
+from hwsim.functional.circuits import Circuits
+from hwsim.functional.layout import Block, SlotLayout, Stretch, causal_layout
 from hwsim.functional.quantise import quantise_levels
 from hwsim.functional.reads import (
     Place,
@@ -27,6 +30,7 @@ from hwsim.functional.reads import (
     write_deviates,
 )
 from hwsim.functional.tables import AttentionTables
+from hwsim.functional.tile_loop import Arrays, tile_loop
 
 Watcher = Callable[[Tensor], None]
 """Is given the charges [1] (heads, reads) of one sub-tile before noise and readout, over the saturation."""
@@ -124,33 +128,48 @@ class _Pass:
         self.kv_heads = key.shape[1]
         self.group = self.heads // self.kv_heads
         self.query = query
-        self.keys, self.values = (self._array(x, name) for name, x in zip(ARRAYS, (key, value), strict=True))
+        self.given = dict(zip(ARRAYS, (key, value), strict=True))
 
-    def _array(self, x: Tensor, name: Array) -> CellArray:
-        """Write tokens into their columns, and refresh them."""
-        device, layout = self.device, self.layout
-        cells = self._deviations(name, x.dtype)
-        v = in_columns(to_levels(x, device), layout)
+    @cached_property
+    def keys(self) -> CellArray:
+        """The array of keys, in columns."""
+        return self._array("key")
+
+    @cached_property
+    def values(self) -> CellArray:
+        """The array of values, in columns."""
+        return self._array("value")
+
+    def _array(self, name: Array, *, in_order: bool = False) -> CellArray:
+        """Write tokens into their columns, and refresh them; ``in_order`` keeps the order of the tokens."""
+        device, layout, x = self.device, self.layout, self.given[name]
+        cells = self._deviations(name, x.dtype, in_order=in_order)
+        v = to_levels(x, device)
+        v = v if in_order else in_columns(v, layout)
+        written = layout.written_in_order if in_order else layout.written
         epochs: list[Tensor] = []
         for epoch in range(self.tables.epochs):
             if epoch:
                 assert self.tables.interval is not None
                 interval = torch.tensor(self.tables.interval, dtype=x.dtype, device=x.device)
                 v = to_levels(relaxed_voltage(epochs[-1], interval, device, cells), device)
-            z = write_deviates(self.place, name, device, layout.written, epoch, v)
+            z = write_deviates(self.place, name, device, written, epoch, v)
             epochs.append(written_voltage(v, device, cells, z))
         return CellArray(epochs, device, cells, self.tables, name, self.place.die)
 
-    def _deviations(self, name: Array, dtype: torch.dtype) -> CellDeviations:
+    def _deviations(self, name: Array, dtype: torch.dtype, *, in_order: bool) -> CellDeviations:
         """Return the deviations of the columns; a range of slots, so two numbers name it."""
         die, slots = self.place.die, self.layout.slot_of_column
+        if in_order:
+            slots = self.layout.slot_in_order
 
         def make() -> CellDeviations:
             return cell_deviations(die, name, self.device, self.kv_heads, slots, self.head_dim, dtype)
 
         if die is None:
             return make()
-        key = (name, self.kv_heads, self.head_dim, dtype, slots.device, self.layout.first_slot, slots.numel())
+        first = int(slots[0]) if slots.numel() else 0
+        key = (name, in_order, self.kv_heads, self.head_dim, dtype, slots.device, first, slots.numel())
         return die.once(key, make)
 
     def _pulses(self, query: Tensor) -> Tensor:
@@ -162,6 +181,11 @@ class _Pass:
     def hard_sigmoid(self) -> Tensor:
         """Return the sum of all sub-tiles' readouts; the laps of one sub-tile meet before it."""
         pulses = self._pulses(self.query)
+        learned = self.full_scale is not None and self.full_scale.requires_grad
+        if self.layout.stretch is not None and self.watch is None and not learned:
+            keys, values = (self._array(name, in_order=True) for name in ARRAYS)
+            if keys.proportional and values.proportional:
+                return self._looped(pulses, keys, values, self.layout.stretch)
         out = self.query.new_zeros(self.batch, self.heads, self.queries, self.head_dim)
         for tile, blocks in self.layout.blocks.items():
             start, stop = min(b.start for b in blocks), max(b.stop for b in blocks)
@@ -172,6 +196,30 @@ class _Pass:
                 part = self._tile(pulses, tile, blocks, start, stop)
             out = _added(out, part, start)
         return out
+
+    def _looped(self, pulses: Tensor, keys: CellArray, values: CellArray, stretch: Stretch) -> Tensor:
+        """Return the same, sub-tile by sub-tile, without anything that grows with queries times keys."""
+        ages = self.tables.oldest + 1
+        circuits = Circuits(
+            self.device, self.place, pulses.detach(), stretch.first_query, self.kv_heads, ages, self.full_scale
+        )  # fmt: skip
+
+        def images(array: CellArray, *, surrogate: bool) -> CellImages:
+            made, first = array.powers(surrogate=surrogate), array.name == "key"
+            unit = 1.0 if first else circuits.per_charge
+            bands = tuple(self.tables.band((one,), unit, first=first) for one in made.which)
+            constant = None
+            if made.constant:
+                always = tuple((epoch, 0) for epoch in range(self.tables.epochs))
+                constant = (made.constant, self.tables.band(always, unit, first=first))
+            states = made.states if self.group == 1 else made.states.repeat_interleave(self.group, 1)
+            return CellImages(states.flatten(0, 1), bands, constant)
+
+        exact = images(keys, surrogate=False), images(values, surrogate=False)
+        straight = self.device.cell.backward == "exact"
+        smooth = None if straight else (images(keys, surrogate=True), images(values, surrogate=True))
+        out = tile_loop(pulses.flatten(0, 1), Arrays(*exact, smooth), circuits, stretch)
+        return out.view_as(pulses)
 
     def _tile(self, pulses: Tensor, tile: int, blocks: list[Block], start: int, stop: int) -> Tensor:
         parts = []

@@ -122,6 +122,8 @@ def written_voltage(v: Tensor, device: DeviceModel, cells: CellDeviations, z_wri
         z_write: [1] deviates of the writes, of the shape of ``v``; None leaves out what is random at each write.
     """
     write, zero = device.write, device.storage.v_zero
+    if not cells.manufactured:
+        return v if z_write is None else v + write_sigma(device) * z_write
     excursion = charged = v - zero
     if cells.inl is not None:
         storage = device.storage
@@ -133,7 +135,7 @@ def written_voltage(v: Tensor, device: DeviceModel, cells: CellDeviations, z_wri
     if cells.capacitor is not None:
         charged = charged * (1.0 + cells.capacitor)
     out = charged + zero
-    if cells.manufactured and (write.pedestal_mean or write.pedestal_gain):
+    if write.pedestal_mean or write.pedestal_gain:
         out = out + write.pedestal_mean + write.pedestal_gain * excursion
     if cells.pedestal is not None:
         out = out + cells.pedestal

@@ -77,6 +77,7 @@ class SlotLayout:
         slot_of_column: (columns,) physical slot of each column, one after another from ``first_slot``.
         first_slot: Physical slot of the first column.
         first_tile: Sub-tile of the first column, where sub-tiles are cut by absolute token index; else 0.
+        period: Tokens after which a slot is written again.
         written: (b, columns) write index of the token in each column, -1 where there is none.
         stretch: The same geometry in four numbers; None where a query skips a token.
     """
@@ -93,6 +94,7 @@ class SlotLayout:
     slot_of_column: Tensor
     first_slot: int
     first_tile: int
+    period: int
     written: Tensor
     stretch: Stretch | None = None
 
@@ -130,6 +132,17 @@ class SlotLayout:
         if self.stretch is not None:
             return (self.query_index + (1 - self.stretch.first_key)).clamp(max=self.window)
         return self.read.sum(-1)
+
+    @cached_property
+    def written_in_order(self) -> Tensor:
+        """(1, keys) write index of each key of a stretch."""
+        assert self.stretch is not None
+        return torch.arange(self.stretch.keys, device=self.written.device)[None] + self.stretch.first_key
+
+    @cached_property
+    def slot_in_order(self) -> Tensor:
+        """(keys,) physical slot of each key of a stretch."""
+        return self.written_in_order[0] % self.period
 
     @cached_property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -227,6 +240,7 @@ def _layout(
         slot_of_column=(first + order) % padded,
         first_slot=first % padded,
         first_tile=0 if ring else first // slots,
+        period=window if ring else padded,
         written=write_index.gather(1, key_of_column).where(filled, -1),
         stretch=stretch,
     )

@@ -6,8 +6,11 @@ converter clips (``hardtanh_backward``'s convention).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.ops import aten
 
 from device_models.converters import readout_step
 from device_models.schema import Readout
@@ -40,10 +43,26 @@ def quantise_levels(x: Tensor, levels: int | None, low: float, high: float) -> T
     Returns:
         Values of the shape of ``x`` on the grid.
     """
-    clipped = torch.nn.functional.hardtanh(x, low, high)
     if levels is None:
-        return clipped
-    return round_straight_through(clipped, (high - low) / (levels - 1), low)
+        return torch.nn.functional.hardtanh(x, low, high)
+    return _QuantiseLevels.apply(x, (high - low) / (levels - 1), low, high)
+
+
+class _QuantiseLevels(torch.autograd.Function):
+    """Clip and :func:`round_straight_through` in one, in place: fresh memory costs more than the rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: float, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.range = low, high
+        out = torch.clamp(x, low, high)
+        if low:
+            return out.sub_(low).div_(step).round_().mul_(step).add_(low)
+        return out.div_(step).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.range), None, None, None
 
 
 def read_out(x: Tensor, readout: Readout) -> Tensor:

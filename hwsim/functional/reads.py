@@ -50,10 +50,13 @@ class Place:
             width: Numbers of a row.
             indices: int64, each broadcasting against the result including its sequence axis.
         """
+        return pool_places(self.states(what, *indices), width)
+
+    def states(self, what: str, *indices: Tensor) -> Tensor:
+        """Return the 64-bit states behind :meth:`places`."""
         assert self.keys is not None
         dims = max(index.dim() for index in indices)
-        start = mixed(self.keys + seed_of(0, what, self.layer)).view(-1, *(1,) * (dims - 1))
-        return pool_places(keyed(start, *indices), width)
+        return keyed(mixed(self.keys + seed_of(0, what, self.layer)).view(-1, *(1,) * (dims - 1)), *indices)
 
     def draw(self, what: str, dtype: torch.dtype, width: int, *indices: Tensor) -> Tensor:
         """Return rows of standard normals (..., width), one for each place; arguments as :meth:`places`."""
@@ -253,19 +256,27 @@ def has_read_noise(device: DeviceModel, place: Place) -> bool:
 
 def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_heads: int) -> Tensor:
     """Add to (b, h, t, d) values in LSB the static error of their column at the nearest code."""
-    readout, (heads, dims) = device.readout, (u.shape[1], u.shape[3])
-    tiles, codes = device.subtiles, readout_codes_of(device)
-
-    def made() -> Tensor:
-        shared = 1 if readout.circuit == "ramp" else dims  # one ramp serves all columns of a sub-tile
-        z = die.circuits("readout inl", u.device, kv_heads, tiles, shared, codes)[:, tile % tiles].expand(-1, dims, -1)
-        z_dnl = die.circuits("readout dnl", u.device, kv_heads, tiles, dims, codes)[:, tile % tiles]
-        return torch.from_numpy(code_errors(z.cpu().numpy(), z_dnl.cpu().numpy(), readout)).to(u.device, u.dtype)
-
-    errors = die.once(("readout errors", tile, kv_heads, dims, u.dtype, u.device), made)
+    heads, dims = u.shape[1], u.shape[3]
+    errors = readout_errors(device, die, tile, kv_heads, dims, u.dtype, u.device)
+    codes = errors.shape[-1]
     table = errors.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*u.shape, codes)
     nearest = u.round().long() + codes // 2
     return u + table.gather(-1, nearest[..., None])[..., 0]
+
+
+def readout_errors(
+    device: DeviceModel, die: Die, tile: int, kv_heads: int, dims: int, dtype: torch.dtype, where: torch.device
+) -> Tensor:
+    """Return the static errors [LSB] of a sub-tile's columns at each code, (kv_heads, dims, codes)."""
+    readout, tiles, codes = device.readout, device.subtiles, readout_codes_of(device)
+
+    def made() -> Tensor:
+        shared = 1 if readout.circuit == "ramp" else dims  # one ramp serves all columns of a sub-tile
+        z = die.circuits("readout inl", where, kv_heads, tiles, shared, codes)[:, tile % tiles].expand(-1, dims, -1)
+        z_dnl = die.circuits("readout dnl", where, kv_heads, tiles, dims, codes)[:, tile % tiles]
+        return torch.from_numpy(code_errors(z.cpu().numpy(), z_dnl.cpu().numpy(), readout)).to(where, dtype)
+
+    return die.once(("readout errors", tile, kv_heads, dims, dtype, where), made)
 
 
 def _by_slot(

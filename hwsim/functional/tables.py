@@ -12,6 +12,7 @@ from device_models.errors import InputError
 from device_models.retention import refresh_interval
 from device_models.schema import DeviceModel
 from hwsim.functional.attention import decay_by_age, require_period
+from hwsim.functional.cell_products import band_of_ages
 from hwsim.functional.cells import decay_factor
 from hwsim.functional.layout import Block, SlotLayout
 
@@ -50,6 +51,7 @@ class AttentionTables:
         self.epochs = refreshes + 1
         self._by_age: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         self._powers: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
+        self._bands: dict[tuple[object, ...], Tensor] = {}
         self.node_weights: dict[tuple[Block, int, int], Tensor] = {}
 
     @cached_property
@@ -86,3 +88,14 @@ class AttentionTables:
             age = self.layout.age
             self._powers[key] = tuple(table[age] * self.read for table in self.by_age(epoch, first=first))
         return self._powers[key]
+
+    def band(self, which: tuple[tuple[int, int], ...], scale: float, *, first: bool) -> Tensor:
+        """Return the sum of some powers (epoch, n) of the decay, spread over queries and columns of a sub-tile.
+
+        See :func:`~hwsim.functional.cell_products.band_of_ages`; shared by all layers.
+        """
+        key = (which, scale, first and self.device.parity.bfloat16_decay)
+        if key not in self._bands:
+            weight = torch.stack([self.by_age(epoch, first=first)[n] for epoch, n in which]).sum(0) * scale
+            self._bands[key] = band_of_ages(weight, self.layout.slots)
+        return self._bands[key]
