@@ -186,6 +186,7 @@ class _Pass:
             keys, values = (self._array(name, in_order=True) for name in ARRAYS)
             if keys.proportional and values.proportional:
                 return self._looped(pulses, keys, values, self.layout.stretch)
+        keys, values = self.keys, self.values  # made before a checkpoint would make them twice
         out = self.query.new_zeros(self.batch, self.heads, self.queries, self.head_dim)
         for tile, blocks in self.layout.blocks.items():
             start, stop = min(b.start for b in blocks), max(b.stop for b in blocks)

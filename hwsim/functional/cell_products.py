@@ -99,11 +99,20 @@ class CellImages:
             current, band = self.constant
             out.addcmul_(q.sum(-1, keepdim=True), step.of(band), value=current)
 
+    @property
+    def single(self) -> bool:
+        """Whether one image is all."""
+        return len(self.bands) == 1 and self.constant is None
+
     def scores_backward(
-        self, grad: Tensor, q: Tensor, heads: slice, step: Step, space: Workspace, dq: Tensor, d_states: Tensor
-    ) -> None:
-        """Add the gradients by queries to ``dq`` (n, R, d) and by images to ``d_states``; ``grad`` (n, R, C)."""
-        for j, band in enumerate(self.bands):
+        self, grad: Tensor, q: Tensor, heads: slice, step: Step, space: Workspace, dq: Tensor, d_states: Tensor,
+        joint: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Add the gradients by queries to ``dq`` (n, R, d) and by images to ``d_states``; ``grad`` (n, R, C).
+
+        ``joint`` is the band of a single image times that which :meth:`charge_backward` left out.
+        """
+        for j, band in enumerate(self.bands if joint is None else (joint,)):
             last = j == len(self.bands) - 1 and self.constant is None
             each = grad if last else space.take("each", *grad.shape)
             torch.mul(grad, step.of(band), out=each)
@@ -138,15 +147,20 @@ class CellImages:
 
     def charge_backward(
         self, grad: Tensor, pulses: Tensor, heads: slice, step: Step, space: Workspace, d_pulses: Tensor,
-        d_states: Tensor,
+        d_states: Tensor, *, weighted: bool = True,
     ) -> None:  # fmt: skip
-        """Write the gradient by pulses into ``d_pulses`` (n, R, C), add those by images; ``grad`` (n, R, d)."""
+        """Write the gradient by pulses into ``d_pulses`` (n, R, C), add those by images; ``grad`` (n, R, d).
+
+        The gradient of a single image may be left without its weight, which a gate does not ask for.
+        """
         for j, band in enumerate(self.bands):
             image, weight = self.states[heads, j, step.keys], step.of(band)
             each = torch.mul(pulses, weight, out=space.take("each", *pulses.shape))
             _add_product(d_states[heads, j, step.keys], each.mT, grad, space)
             if j == 0:
-                torch.bmm(grad, image.mT, out=d_pulses).mul_(weight)
+                torch.bmm(grad, image.mT, out=d_pulses)
+                if weighted:
+                    d_pulses.mul_(weight)
             else:
                 d_pulses.addcmul_(torch.bmm(grad, image.mT, out=each), weight)
         if self.constant is not None:

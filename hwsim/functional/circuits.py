@@ -76,8 +76,10 @@ class Circuits:
     def pulses_backward(self, grad: Tensor, scores: Tensor, phi: Tensor) -> None:
         """Turn the gradient by pulses into that by scores, in place; arguments as :meth:`pulses` left them."""
         aten.hardtanh_backward.grad_input(grad, scores, 0.0, 1.0, grad_input=grad)
-        if self.jitter:  # a pulse that jitter ended before it began
-            grad.mul_(phi > 0)
+        if self.jitter:  # no gradient by a pulse that jitter ended before it began; none at all is no such pulse
+            bits = self.device.readout_qk.bits
+            none = 0.0 if bits is None else 0.5 / (2**bits - 1)
+            grad.mul_((phi > 0) | (scores <= none))
 
     def _mask(self, phi: Tensor, step: Step) -> None:
         """Set the pulses of columns that a query does not read to zero."""
@@ -131,7 +133,7 @@ class Circuits:
             x.mul_(gain)
         most = self.per_charge
         gate: Tensor | None = None
-        if keep and (x.is_cuda or float(torch.linalg.vector_norm(x, torch.inf)) >= most):
+        if keep and (x.is_cuda or _largest(x) >= most):
             gate = x.abs() < most
         if self.step is None:
             x.clamp_(-most, most)
@@ -223,3 +225,7 @@ class Circuits:
         places = pool_places(extended(state, torch.tensor(tile, device=state.device)), width)
         out = space.take("normals", state.numel(), width) if self.like.dtype == torch.float32 else None
         return pool_rows(places.flatten(), width, out).view(*state.shape, width).to(self.like.dtype)
+
+
+def _largest(x: Tensor) -> float:
+    return max(-float(x.amin()), float(x.amax()))  # a quarter faster than aminmax, and 20 times than a norm

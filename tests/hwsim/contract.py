@@ -48,9 +48,19 @@ class Chip:
         return self.die.circuits(what, CPU, *sizes).double().numpy()
 
     @cache  # noqa: B019
-    def draw(self, what: str, *indices: int) -> float:
+    def row(self, what: str, width: int, *indices: int) -> NDArray:
         place = Place(self.die, torch.tensor([self.key]), self.die.layer)
-        return place.draw(what, torch.float64, *(torch.full((1, 1, 1, 1), index) for index in indices)).item()
+        drawn = place.draw(what, torch.float64, width, *(torch.full((1, 1, 1, 1), index) for index in indices))
+        return drawn.flatten().numpy()
+
+    def draw(self, what: str, *indices: int) -> float:
+        """One of the dimensions of a row."""
+        return float(self.row(what, self.head_dim, *indices[:-1])[indices[-1]])
+
+    def draw_of_slot(self, what: str, head: int, t: int, slot: int) -> float:
+        """One of the slots of a sub-tile's row."""
+        tile, place = divmod(slot, self.device.tile.slots)
+        return float(self.row(what, self.device.tile.slots, head, t, tile)[place])
 
     @property
     def tiles(self) -> int:
@@ -121,7 +131,7 @@ def score(chip: Chip, p: NDArray, currents: NDArray, head: int, kv_head: int, t:
     line = math.sqrt(read_noise_variance(p, full, device.noise)) / device.saturation.qk
     columns = chip.die.columns("phi", chip.kv_heads, torch.arange(device.window.tokens)).double().numpy()
     offset = device.variability.phi_offset_sigma * columns[kv_head, slot]
-    noise = math.hypot(line, device.noise.comparator) * chip.draw(read, head, t, slot)
+    noise = math.hypot(line, device.noise.comparator) * chip.draw_of_slot(read, head, t, slot)
     return math.fsum(p * currents) / device.saturation.qk + offset + noise
 
 
@@ -145,7 +155,7 @@ def weights(chip: Chip, q: NDArray, k: NDArray, head: int, kv_head: int, t: int,
         p = pulses(chip, q[head, t], head, kv_head, t)
         raw = [score(chip, p, i, head, kv_head, t, s % window, "score") for s, i in zip(held, lines, strict=True)]
         phi = quantise_levels(np.array(raw), None if bits is None else 2**bits, 0.0, 1.0)
-    z = np.array([chip.draw("phi jitter", head, t, s % window) for s in held])
+    z = np.array([chip.draw_of_slot("phi jitter", head, t, s % window) for s in held])
     return np.maximum(phi + device.input.jitter / device.cost.time_av * z * (phi > 0), 0.0)
 
 
