@@ -17,7 +17,7 @@ so each image costs one matrix product, with ages, causality, window and padding
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,8 +26,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from device_models.cell import polynomial, shifted_polynomial
+from device_models.retention import threshold_drift
 from device_models.schema import DeviceModel
 from hwsim.die import Array, Die
+from hwsim.functional.age_weights import IMAGE_COST, Family, steps_and_nodes
+from hwsim.functional.aged_cells import AgedCells, interpolation_weights
 from hwsim.functional.attention import at_slots, written_voltage_offset
 from hwsim.functional.cells import (
     CellDeviations,
@@ -41,8 +44,9 @@ from hwsim.functional.cells import (
 from hwsim.functional.layout import Block
 from hwsim.functional.tables import AttentionTables
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-11}
-"""Largest error of one cell's current that nodes may make, in full scales, for the fastest cell of a block."""
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
+"""Error of a cell's current that nodes may make, in full scales: rms over the cells in float32, where it changes fewer
+readout codes than rounding does, and of the fastest cell in float64."""
 MOST_NODES = 24
 KEPT_COEFFICIENTS = 1 << 22
 """Coefficients of nodes are kept with the die up to this size, and made anew at each use beyond it."""
@@ -202,6 +206,74 @@ class CellArray:
         whole = states[0].unsqueeze(2) if len(states) == 1 else torch.stack(states, 2)
         return Powers(whole, tuple(which), constant)
 
+    def aged(
+        self, queries: int, paces: Sequence[float], *, surrogate: bool, group: int, scale: float = 1.0
+    ) -> AgedCells | None:  # fmt: skip
+        """Return the cells with a rate of their own for each; None where nodes cannot serve.
+
+        Steps are as long as costs least: a step of R queries makes C x d images of each node, and longer steps have
+        more nodes.
+
+        Args:
+            queries: How many there are.
+            paces: The larger :meth:`paces` of both arrays.
+            surrogate: Whether for the gradient's current.
+            group: Query heads that share an array.
+            scale: What multiplies the currents.
+        """
+        cells, period = self.cells, self.tables.period
+        if self.device.retention.kind != "exponential" or cells.slowness is None or len(self.epochs) > 1:
+            return None
+        slots, rate = self.tables.layout.slots, period / decay_time(self.device)
+        family = None if self.epochs[0].dtype == torch.float64 else self._family(rate, surrogate=surrogate)
+        if family is None:
+            best = self._steps_and_nodes(queries, rate, paces)
+        else:
+            window = self.tables.layout.window
+            best = steps_and_nodes(self._family(rate, surrogate=False), queries, window, slots)
+        if best is None:
+            return None
+        y = self._excursion(0)
+
+        def of_heads(x: Tensor) -> Tensor:
+            return x if group == 1 else x.repeat_interleave(group, -3)
+
+        def facts() -> tuple[Tensor, list[Tensor | float]]:
+            assert cells.slowness is not None
+            made = self._coefficients(cells, surrogate=surrogate)
+            return of_heads(rate / cells.slowness), [of_heads(c) if isinstance(c, Tensor) else c for c in made]
+
+        first = self.tables.layout.first_slot
+        key = ("rates", self.name, first, cells.slowness.shape, y.dtype, group, surrogate, period)
+        rates, coefficients = facts() if self.die is None else self.die.once(key, facts)
+        slope = coefficients[1]
+        if isinstance(slope, float) and not any(
+            isinstance(c, Tensor) or c for c in (coefficients[0], *coefficients[2:])
+        ):
+            scale, coefficients = scale * slope, [0.0, 1.0, 0.0, 0.0]  # one factor of all weights
+        return AgedCells(
+            of_heads(y).flatten(0, 1), tuple(coefficients), rates, best[1], best[0], slots, self.tables.oldest + 1,
+            family, scale,
+        )  # fmt: skip
+
+    def _family(self, rate: float, *, surrogate: bool) -> Family:
+        """Return the cells of the device as functions of age."""
+        device, storage = self.device, self.device.storage
+        offset = device.variability.offset_sigma
+        middle = written_voltage_offset(device) - threshold_drift(device)
+        laws = [shifted_polynomial(self._law(surrogate=surrogate), middle + by) for by in {-offset, offset}]
+        v_inf, sigma = relaxed_level(device), device.retention.tau_sigma_ln
+        return Family(tuple(laws), storage.v_min - v_inf, storage.v_max - v_inf, rate, sigma)
+
+    def _steps_and_nodes(self, queries: int, rate: float, paces: Sequence[float]) -> tuple[int, int] | None:
+        """Return the same for polynomials, whose error is bounded for the fastest cell."""
+        slots, best = self.tables.layout.slots, (math.inf, 0, 0)
+        for rows in sorted({min(slots * 2**n, queries) for n in range(12)}):
+            nodes = nodes_needed(max(1, rows + slots - 2) * rate, paces, self.device, self.epochs[0].dtype)
+            if nodes is not None:
+                best = min(best, (nodes * (1.0 + IMAGE_COST / rows), rows, nodes))
+        return None if not best[1] else best[1:]
+
     def _power_images(self, block: Block, *, surrogate: bool) -> Images:
         """Return the images of a block with the weights d^n; made once for all blocks."""
         if surrogate not in self._powers:
@@ -223,18 +295,33 @@ class CellArray:
             return None
         oldest = int(self.tables.layout.age[:, block.rows, block.columns].max())
         high = -(-(oldest + 1) // 64) * 64  # few different ranges, so that coefficients can be kept
-        fastest = high * self.tables.period / decay_time(self.device) / self._shortest()
-        needed = nodes_needed(fastest, self.device, self.epochs[0].dtype)
+        span = high * self.tables.period / decay_time(self.device)
+        needed = nodes_needed(span, self.paces(), self.device, self.epochs[0].dtype)
         return None if needed is None else (needed, high)
 
-    def _shortest(self) -> float:
-        """Return the time constant of the fastest cell, in those of the median."""
+    def paces(self) -> tuple[float, ...]:
+        """Return for R = 1, 2, .. nodes the rate of all cells, in that of the median cell, that their errors go by.
+
+        An error goes as rate^R: the mean of order 2 R makes it an rms; in float64 it is the fastest cell's.
+        """
         slowness = self.cells.slowness
-        assert slowness is not None
+        if slowness is None:
+            return (1.0,) * MOST_NODES
+
+        def found() -> tuple[float, ...]:
+            rate = 1.0 / slowness.double()
+            most = float(rate.max())
+            if slowness.dtype == torch.float64:
+                return (most,) * MOST_NODES
+            relative = rate / most
+            return tuple(
+                most * float(relative.pow(2 * count).mean()) ** (0.5 / count) for count in range(1, MOST_NODES + 1)
+            )
+
         if self.die is None:
-            return float(slowness.min())
-        key = ("fastest cell", self.name, self.tables.layout.first_slot, slowness.shape)
-        return self.die.once(key, lambda: float(slowness.min()))
+            return found()
+        key = ("paces", self.name, self.tables.layout.first_slot, slowness.shape, slowness.dtype)
+        return self.die.once(key, found)
 
     def _node_images(self, block: Block, cells: CellDeviations, nodes: tuple[int, int], *, surrogate: bool) -> Images:
         count, high = nodes
@@ -310,23 +397,6 @@ class _NodeImages(torch.autograd.Function):
         return slope.mul_(grads[0]).sum(2), None
 
 
-def interpolation_weights(angles: Tensor, high: int) -> Tensor:
-    """Return (ages, nodes): Lagrange weights of Chebyshev nodes at the whole ages 0..high.
-
-    ``L_j(x) = (2/R) sum_k' T_k(x_j) T_k(x)``, the first term halved.
-
-    Args:
-        angles: arccos of the nodes on [-1, 1].
-        high: Age [tokens] at the upper end of the range; its lower end is 0.
-    """
-    count = angles.numel()
-    x = (torch.arange(high + 1, dtype=torch.float64) * (2.0 / high) - 1.0).clamp(-1.0, 1.0)
-    order = torch.arange(count, dtype=torch.float64)[:, None]
-    scale = torch.full((count, 1), 2.0 / count, dtype=torch.float64)
-    scale[0] = 1.0 / count
-    return torch.cos(order * torch.arccos(x)).T @ (torch.cos(order * angles) * scale)
-
-
 def decay_time(device: DeviceModel) -> float:
     """Return the time constant [s] of the median cell at the device's temperature."""
     tau = device.retention.tau
@@ -335,14 +405,15 @@ def decay_time(device: DeviceModel) -> float:
     return -tau / math.log(float(left))
 
 
-def nodes_needed(fastest: float, device: DeviceModel, dtype: torch.dtype) -> int | None:
-    """Return how many nodes keep the error of the fastest cell's current below the tolerance, None if too many.
+def nodes_needed(span: float, paces: Sequence[float], device: DeviceModel, dtype: torch.dtype) -> int | None:
+    """Return how many nodes keep the error of cells' currents below the tolerance, None if too many.
 
     Chebyshev interpolation of ``sum_n c'_n y^n exp(-n x)`` over a range L of x with R nodes errs by at most
     ``2 sum_n |c'_n y^n| (n L / 4)^R / R!``.
 
     Args:
-        fastest: [1] L, range of ages in the block over the time constant of its fastest cell.
+        span: [1] range of ages over the time constant of the median cell.
+        paces: [1] for R = 1, 2, ..: what multiplies it to L, see :meth:`CellArray.paces`.
         device: Supplies the polynomial.
         dtype: Sets the tolerance.
     """
@@ -354,7 +425,8 @@ def nodes_needed(fastest: float, device: DeviceModel, dtype: torch.dtype) -> int
     reach = max(abs(storage.v_max - v_inf), abs(v_inf - storage.v_min))
     size = [abs(c) * reach**n for n, c in enumerate(shifted_polynomial(law, v_inf - storage.v_zero))]
     for count in range(1, MOST_NODES + 1):
-        error = sum(2.0 * c * (n * fastest / 4.0) ** count / math.factorial(count) for n, c in enumerate(size))
+        reached = span * paces[count - 1] / 4.0
+        error = sum(2.0 * c * (n * reached) ** count / math.factorial(count) for n, c in enumerate(size))
         if error <= allowed:
             return count
     return None

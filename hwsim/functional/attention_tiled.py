@@ -30,7 +30,7 @@ from hwsim.functional.reads import (
     write_deviates,
 )
 from hwsim.functional.tables import AttentionTables
-from hwsim.functional.tile_loop import Arrays, tile_loop
+from hwsim.functional.tile_loop import Arrays, Cells, tile_loop
 
 Watcher = Callable[[Tensor], None]
 """Is given the charges [1] (heads, reads) of one sub-tile before noise and readout, over the saturation."""
@@ -184,8 +184,8 @@ class _Pass:
         learned = self.full_scale is not None and self.full_scale.requires_grad
         if self.layout.stretch is not None and self.watch is None and not learned:
             keys, values = (self._array(name, in_order=True) for name in ARRAYS)
-            if keys.proportional and values.proportional:
-                return self._looped(pulses, keys, values, self.layout.stretch)
+            if (looped := self._looped(pulses, keys, values, self.layout.stretch)) is not None:
+                return looped
         keys, values = self.keys, self.values  # made before a checkpoint would make them twice
         out = self.query.new_zeros(self.batch, self.heads, self.queries, self.head_dim)
         for tile, blocks in self.layout.blocks.items():
@@ -198,14 +198,23 @@ class _Pass:
             out = _added(out, part, start)
         return out
 
-    def _looped(self, pulses: Tensor, keys: CellArray, values: CellArray, stretch: Stretch) -> Tensor:
-        """Return the same, sub-tile by sub-tile, without anything that grows with queries times keys."""
+    def _looped(self, pulses: Tensor, keys: CellArray, values: CellArray, stretch: Stretch) -> Tensor | None:
+        """Return the same, sub-tile by sub-tile, without anything that grows with queries times keys.
+
+        None where cells neither fade by one factor nor can be interpolated.
+        """
         ages = self.tables.oldest + 1
         circuits = Circuits(
             self.device, self.place, pulses.detach(), stretch.first_query, self.kv_heads, ages, self.full_scale
         )  # fmt: skip
 
-        def images(array: CellArray, *, surrogate: bool) -> CellImages:
+        paces = [max(pair) for pair in zip(keys.paces(), values.paces(), strict=True)]
+
+        def images(array: CellArray, *, surrogate: bool) -> Cells | None:
+            if not array.proportional:
+                unit = 1.0 if array.name == "key" else circuits.per_charge
+                queries = min(stretch.queries, self.layout.window)
+                return array.aged(queries, paces, surrogate=surrogate, group=self.group, scale=unit)
             made, first = array.powers(surrogate=surrogate), array.name == "key"
             unit = 1.0 if first else circuits.per_charge
             bands = tuple(self.tables.band((one,), unit, first=first) for one in made.which)
@@ -218,9 +227,11 @@ class _Pass:
 
         exact = images(keys, surrogate=False), images(values, surrogate=False)
         straight = self.device.cell.backward == "exact"
-        smooth = None if straight else (images(keys, surrogate=True), images(values, surrogate=True))
-        out = tile_loop(pulses.flatten(0, 1), Arrays(*exact, smooth), circuits, stretch)
-        return out.view_as(pulses)
+        smooth = exact if straight else (images(keys, surrogate=True), images(values, surrogate=True))
+        if exact[0] is None or exact[1] is None or smooth[0] is None or smooth[1] is None:
+            return None
+        arrays = Arrays(exact[0], exact[1], None if straight else (smooth[0], smooth[1]))
+        return tile_loop(pulses.flatten(0, 1), arrays, circuits, stretch).view_as(pulses)
 
     def _tile(self, pulses: Tensor, tile: int, blocks: list[Block], start: int, stop: int) -> Tensor:
         parts = []

@@ -99,6 +99,9 @@ class CellImages:
             current, band = self.constant
             out.addcmul_(q.sum(-1, keepdim=True), step.of(band), value=current)
 
+    rows: None = None
+    """Longest step; any serves."""
+
     @property
     def single(self) -> bool:
         """Whether one image is all."""
@@ -116,8 +119,8 @@ class CellImages:
             last = j == len(self.bands) - 1 and self.constant is None
             each = grad if last else space.take("each", *grad.shape)
             torch.mul(grad, step.of(band), out=each)
-            _add_product(dq, each, self.states[heads, j, step.keys], space)
-            _add_product(d_states[heads, j, step.keys], each.mT, q, space)
+            add_product(dq, each, self.states[heads, j, step.keys], space)
+            add_product(d_states[heads, j, step.keys], each.mT, q, space)
         if self.constant is not None:
             current, band = self.constant
             each = space.take("each", *grad.shape)
@@ -156,7 +159,7 @@ class CellImages:
         for j, band in enumerate(self.bands):
             image, weight = self.states[heads, j, step.keys], step.of(band)
             each = torch.mul(pulses, weight, out=space.take("each", *pulses.shape))
-            _add_product(d_states[heads, j, step.keys], each.mT, grad, space)
+            add_product(d_states[heads, j, step.keys], each.mT, grad, space)
             if j == 0:
                 torch.bmm(grad, image.mT, out=d_pulses)
                 if weighted:
@@ -168,7 +171,7 @@ class CellImages:
             d_pulses.addcmul_(grad.sum(-1, keepdim=True), step.of(band), value=current)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, space: Workspace) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor, space: Workspace) -> None:
     """Add (n, i, j) @ (n, j, k) to a tensor that need not be contiguous: bmm alone would go head by head there."""
     if total.is_contiguous():
         total.baddbmm_(a, b)

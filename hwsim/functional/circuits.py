@@ -10,12 +10,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.ops import aten
 
 from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
 from hwsim.functional.cell_products import Step, Workspace, band_of_ages
-from hwsim.functional.cells import full_scale_current, pulse_jitter, read_noise_sigma
+from hwsim.functional.cells import pulse_jitter, read_noise_sigma
 from hwsim.functional.reads import Place, charge_noise, has_read_noise, readout_errors
 from hwsim.randomness import extended, pool_places, pool_rows
 
@@ -75,7 +74,7 @@ class Circuits:
 
     def pulses_backward(self, grad: Tensor, scores: Tensor, phi: Tensor) -> None:
         """Turn the gradient by pulses into that by scores, in place; arguments as :meth:`pulses` left them."""
-        aten.hardtanh_backward.grad_input(grad, scores, 0.0, 1.0, grad_input=grad)
+        torch.ops.aten.hardtanh_backward.grad_input(grad, scores, 0.0, 1.0, grad_input=grad)
         if self.jitter:  # no gradient by a pulse that jitter ended before it began; none at all is no such pulse
             bits = self.device.readout_qk.bits
             none = 0.0 if bits is None else 0.5 / (2**bits - 1)
@@ -140,7 +139,7 @@ class Circuits:
             return gate
         die, readout = self.place.die, self.device.readout
         exact = die is None or not (readout.offset_sigma or readout.inl or readout.dnl)
-        if not exact or self.place.keys is not None and readout.noise:
+        if not exact or (self.place.keys is not None and readout.noise):
             x.clamp_(-most, most)
         if die is not None and readout.offset_sigma:
             x.add_(self._column("readout offset", heads, tile), alpha=readout.offset_sigma)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.ops import aten
 
 from device_models.converters import readout_step
 from device_models.schema import Readout
@@ -62,7 +61,7 @@ class _QuantiseLevels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.range), None, None, None
+        return torch.ops.aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.range), None, None, None
 
 
 def read_out(x: Tensor, readout: Readout) -> Tensor:

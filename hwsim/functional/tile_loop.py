@@ -21,9 +21,12 @@ import torch
 from torch import Tensor
 
 from device_models.schema import DeviceModel
+from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages, Step, Workspace
 from hwsim.functional.circuits import Circuits
 from hwsim.functional.layout import Stretch
+
+Cells = CellImages | AgedCells
 
 SCORES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Scores in flight: on a CPU they stay in the second-level cache, on a GPU they fill it with work."""
@@ -39,12 +42,12 @@ class Arrays:
         smooth: The images that stand in for both in the backward pass; None where they stand for themselves.
     """
 
-    keys: CellImages
-    values: CellImages
-    smooth: tuple[CellImages, CellImages] | None = None
+    keys: Cells
+    values: Cells
+    smooth: tuple[Cells, Cells] | None = None
 
     @property
-    def behind(self) -> tuple[CellImages, CellImages]:
+    def behind(self) -> tuple[Cells, Cells]:
         """Return the images whose products the gradients are those of."""
         return self.smooth or (self.keys, self.values)
 
@@ -54,8 +57,7 @@ class _Tile:
     """One lap of a sub-tile: its columns that hold keys, and the queries that read them."""
 
     number: int
-    index: int
-    main: Step | None
+    main: tuple[Step, ...]
     far: Step | None
 
 
@@ -111,10 +113,12 @@ class _Loop:
             after = s0 + window
             if last > first:
                 reach = after if self.meets else after + width - 1
-                main = self._step(s0, first, last, s0, reach)
+                most = self.arrays.keys.rows or reach - s0
+                main = [self._step(s0, first, last, t, min(t + most, reach)) for t in range(s0, reach, most)]
                 far = self._step(s0, first, last, after, after + width - 1) if self.meets else None
-                if main or far:
-                    yield _Tile(number % self.device.subtiles if self.meets else number, number, main, far)
+                if any(main) or far:
+                    there = tuple(step for step in main if step)
+                    yield _Tile(number % self.device.subtiles if self.meets else number, there, far)
             s0, number = s0 + width, number + 1
 
     def _step(self, s0: int, first: int, last: int, start: int, stop: int) -> Step | None:
@@ -129,13 +133,18 @@ class _Loop:
     def joint(self) -> Tensor | None:
         """Weights of both products in one, for backward passes through single images: one multiplication less."""
         keys, values = self.arrays.behind
-        return keys.bands[0] * values.bands[0] if keys.single and values.single else None
+        if isinstance(keys, CellImages) and isinstance(values, CellImages) and keys.single and values.single:
+            return keys.bands[0] * values.bands[0]
+        return None
 
     def _chunks(self) -> Iterator[slice]:
         """Yield heads, as many at a time as the cache has room for."""
         n, rows, _ = self.pulses.shape
         at_once = SCORES_AT_ONCE.get(self.pulses.device.type, SCORES_AT_ONCE["cpu"])
-        size = max(1, at_once // (min(rows, self.window) * self.slots))
+        size = max(1, at_once // (min(rows, self.window, self.arrays.keys.rows or rows) * self.slots))
+        heads = self.circuits.heads  # whole sequences share the chip
+        if size > heads:
+            size -= size % heads
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
@@ -146,17 +155,15 @@ class _Loop:
         for heads in self._chunks():
             waiting: dict[int, tuple[Tensor, Tensor | None]] = {}
             for tile in self.tiles:
-                if tile.main:
-                    charge, power = self._charge(heads, tile, tile.main, "charge")
+                for step in tile.main:
+                    charge, power = self._charge(heads, tile, step, "charge")
                     if (met := waiting.pop(tile.number, None)) is not None:
                         rows = met[0].shape[1]
                         charge[:, :rows].add_(met[0])
-                        if power is not None:
+                        if power is not None and met[1] is not None:
                             power[:, :, :rows].add_(met[1])
-                    gate = self.circuits.read_out(
-                        charge, power, heads, tile.main.rows, tile.number, self.space, keep=keep
-                    )
-                    out[heads, tile.main.rows].add_(charge)
+                    gate = self.circuits.read_out(charge, power, heads, step.rows, tile.number, self.space, keep=keep)
+                    out[heads, step.rows].add_(charge)
                     gates.append(gate)
                 if tile.far:
                     charge, power = self._charge(heads, tile, tile.far, f"far {tile.number}")
@@ -182,19 +189,18 @@ class _Loop:
         dq, dk, dv = (torch.zeros_like(x) for x in (self.pulses, keys.states, values.states))
         each_gate = iter(gates)
         for heads in self._chunks():
-            of_tile = {tile.index: next(each_gate) for tile in self.tiles if tile.main}
+            of_tile = [[next(each_gate) for _ in tile.main] for tile in self.tiles]
             after: dict[int, Tensor] = {}
-            for tile in reversed(self.tiles):
+            for tile, of_step in zip(reversed(self.tiles), reversed(of_tile), strict=True):
                 if tile.far:
                     met = after.pop(tile.number)
                     self._step_backward(heads, tile, tile.far, met[:, : tile.far.shape[0]], dq, dk, dv)
-                if tile.main:
-                    d_charge = self.space.take("charge", *grad[heads, tile.main.rows].shape)
-                    d_charge.copy_(grad[heads, tile.main.rows])
-                    self.circuits.read_out_backward(d_charge, of_tile[tile.index], heads, tile.number)
-                    if self.meets:
+                for step, gate in zip(tile.main, of_step, strict=True):
+                    d_charge = self._kept(grad[heads, step.rows], "charge")
+                    self.circuits.read_out_backward(d_charge, gate, heads, tile.number)
+                    if self.meets and step is tile.main[0]:
                         after[tile.number] = self._kept(d_charge[:, : self.slots - 1], f"met {tile.number}")
-                    self._step_backward(heads, tile, tile.main, d_charge, dq, dk, dv)
+                    self._step_backward(heads, tile, step, d_charge, dq, dk, dv)
         return dq, dk, dv
 
     def _kept(self, x: Tensor, name: str) -> Tensor:

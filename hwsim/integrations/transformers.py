@@ -3,7 +3,8 @@
 transformers asks two registered functions: one builds the mask, one computes attention. Ours builds no mask but a
 *code*, one int32 tensor (b, 1, 1 + queries, keys): row 0 is the write index of each key (how many tokens were
 written before it, -1 for padding), row 1 + i the age of each key at query i in tokens, -1 where it must not be read.
-From it follow ring slot, decay, causality, window and padding, whatever cache the keys come from.
+From it follow ring slot, decay, causality, window and padding, whatever cache the keys come from. Consecutive tokens,
+the last of which are the queries, need no more than row 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hwsim.costing import price
 from hwsim.counting import count_events, decoders, record_attention, record_tokens, watch
 from hwsim.die import Die
 from hwsim.effects import warn_of_idle_effects
-from hwsim.functional.layout import slot_layout
+from hwsim.functional.layout import Stretch, slot_layout, stretch_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
 from hwsim.linear import BitLinear, OnArrays, TokenPlaces
@@ -91,6 +92,9 @@ def gain_cell_mask(
         else:
             query_index, key_index = _at(index, rows), _at(index, keys)
     record_tokens(valid)
+    alike = attention_mask is None and key_index.shape[0] == 1
+    if alike and mask_function is causal_mask_function and bool(key_index[0, -1] == query_index[0, -1]):
+        return key_index.to(torch.int32)[:, None, None]
     keep = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -134,7 +138,7 @@ def _code_of_plain_mask(mask: Tensor | None, queries: int, keys: int, device: to
     key_index = torch.arange(keys, device=device)
     causal = query_index[:, None] >= key_index
     if mask is None:
-        return _code(query_index[None], key_index[None], causal[None])
+        return key_index.to(torch.int32)[None, None, None]
     read = mask if mask.dtype == torch.bool else mask >= 0
     return _code(query_index[None], key_index[None], read[:, 0, :, :keys] & causal)
 
@@ -172,7 +176,7 @@ def gain_cell_forward(
         if shape not in made:
             made[shape] = _code_of_plain_mask(code, *shape, query.device)
         code = made[shape]
-    tables, noise = _tables(code, cells, query.dtype)
+    tables, noise = _tables(code, query.shape[2], cells, query.dtype)
     layer = _index(module)
     record_attention(
         layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0], cells.device,
@@ -183,7 +187,7 @@ def gain_cell_forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _tables(code: Tensor, cells: GainCellAttention, dtype: torch.dtype) -> tuple[AttentionTables, Any]:
+def _tables(code: Tensor, queries: int, cells: GainCellAttention, dtype: torch.dtype) -> tuple[AttentionTables, Any]:
     """Return the tables of this forward pass and its noise key; a recomputing backward pass meets the same."""
     made = _TABLES.setdefault(code, {})
     if "noise" not in made or torch._C._current_graph_task_id() == -1:  # a backward pass keeps its forward pass's key
@@ -191,7 +195,10 @@ def _tables(code: Tensor, cells: GainCellAttention, dtype: torch.dtype) -> tuple
     wanted = (id(cells.device), cells.token_period_s, dtype)
     if wanted not in made:
         rows = code[:, 0].long()
-        layout = slot_layout(rows[:, 0], rows[:, 1:], cells.device)
+        if rows.shape[1] == 1:
+            layout = stretch_layout(Stretch(queries, rows.shape[2], int(rows[0, 0, 0])), cells.device, code.device)
+        else:
+            layout = slot_layout(rows[:, 0], rows[:, 1:], cells.device)
         made[wanted] = AttentionTables(layout, cells.device, cells.token_period_s, dtype)
     return made[wanted], made["noise"]
 

@@ -61,4 +61,5 @@ def test_killed_at_20_random_moments_and_before_20_changes_of_its_folder(tmp_pat
     whole, others = killed(tmp_path, workers=workers, times=20, changes=20 if workers == 1 else 0)
     assert_all_alike(whole, others)
     assert sum(found["killed"] for found in others) == 20 + 20 * (workers == 1)
-    assert {found["rounds"] for found in others if found["killed"]} >= {0, 1, 2, 3, 4}
+    met = {found["rounds"] for found in others if found["killed"]}
+    assert met >= {0, 1, 2, 3, 4} if workers == 1 else len(met) >= 3  # starting workers takes most of the time
