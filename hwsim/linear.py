@@ -21,6 +21,7 @@ from hwsim.functional.bitlinear import (
 )
 from hwsim.functional.linear_arrays import ArrayWeights, Conversions, array_product, made_weights, range_slope
 from hwsim.functional.packing import pack_codes, unpack_codes
+from hwsim.randomness import scattered
 
 
 @dataclass(eq=False)
@@ -34,22 +35,28 @@ class TokenPlaces:
 
     keys: Tensor | None = None
     noise_seed: int | None = None
+    _flat: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
-    def of(self, x: Tensor) -> Tensor | None:
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return one key for each token of (batch, tokens, width), or of both flattened; None without noise.
+
+        With them the keys scrambled, as draws begin with: once for all layers of a pass.
 
         Raises:
             ValueError: If the tensor is not of the pass that runs.
         """
-        if self.keys is None:
+        own, known = self.keys, self._flat
+        if own is None:
             return None
         tokens = x.numel() // x.shape[-1]
-        keys = self.keys.to(x.device).expand(x.shape[0] if x.dim() == 3 else tokens // self.keys.shape[1], -1).flatten()
+        if known is not None and known[0] is own and len(known[1]) == tokens and known[1].device == x.device:
+            return known[1:]
+        keys = own.to(x.device).expand(x.shape[0] if x.dim() == 3 else tokens // own.shape[1], -1).flatten()
         if len(keys) != tokens:
-            raise ValueError(
-                f"a ternary layer met {tuple(x.shape)}, its model's pass has {tuple(self.keys.shape)} tokens"
-            )
-        return keys
+            raise ValueError(f"a ternary layer met {tuple(x.shape)}, its model's pass has {tuple(own.shape)} tokens")
+        found = keys, scattered(keys)
+        self._flat = own, *found
+        return found
 
 
 @dataclass(eq=False)
@@ -79,7 +86,7 @@ class OnArrays:
     def conversions(self, whole: Tensor) -> Conversions | None:
         """Return the keys of the noise for codes of activations (..., inputs); None without noise."""
         keys = None if self.places is None or not self.array.noise else self.places.of(whole)
-        return None if keys is None else Conversions(keys, self.name)
+        return None if keys is None else Conversions(keys[0], self.name, keys[1])
 
     def weights(self, layer: BitLinear, codes: Callable[[], Tensor]) -> ArrayWeights:
         """Return what the chip made of a layer's codes; kept until its weights change, unless they are packed."""

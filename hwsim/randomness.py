@@ -55,8 +55,18 @@ def keyed(key: Tensor, *indices: Tensor) -> Tensor:
 def extended(state: Tensor, *indices: Tensor) -> Tensor:
     """Return the states of :func:`keyed` with more indices."""
     for index in indices:
-        state = _finalised(state + (mixed(index) + _signed(0x9E3779B97F4A7C15)))
+        state = combined(state, scattered(index))
     return state
+
+
+def scattered(index: Tensor) -> Tensor:
+    """Return what :func:`keyed` adds for an index, for indices that many keys meet."""
+    return mixed(index) + _signed(0x9E3779B97F4A7C15)
+
+
+def combined(state: Tensor, scattered_index: Tensor) -> Tensor:
+    """Return the states of :func:`keyed` from those of fewer indices: ``mixed(key)`` where there is none yet."""
+    return _finalised(state + scattered_index)
 
 
 def normal(state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

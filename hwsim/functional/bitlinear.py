@@ -80,7 +80,7 @@ def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = x if x.dtype == torch.float64 else x.float()
     scale = 127 / wide.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-5)
-    return (wide * scale).round_().clamp_(-128, 127), scale
+    return (wide * scale).round_(), scale  # at most 127: the largest times its scale is 127 to one rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class _TernaryProduct(torch.autograd.Function):
         if master is not None or full_scale is not None:
             ctx.save_for_backward(whole.to(torch.int8), scale)
         with torch.autocast(x.device.type, enabled=False):  # whole numbers up to 2^24 need all of float32
-            return (multiplier.product(whole) * (weight_scale / scale)).to(x.dtype)
+            return multiplier.product(whole).mul_(weight_scale / scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

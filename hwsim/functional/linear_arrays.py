@@ -12,19 +12,27 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from device_models.linear_array import INPUT_BITS, LinearArray
-from hwsim.randomness import below, keyed, normal, seed_of, uniform
+from hwsim.functional.whole_products import (
+    SCRATCH,
+    TileWeights,
+    int8_products,
+    signed_digits,
+    tile_weights,
+    whole_product,
+)
+from hwsim.randomness import below, combined, keyed, mixed, normal, scattered, seed_of, uniform
 
 LARGEST_ERROR = 127
 """Steps of the grid of gain errors to either side; 6 standard deviations, about 21 steps in one."""
 POOL = 1 << 20
 """Standard normals that noise is cut from."""
-CHUNK = 1 << 20
+CHUNK = 1 << 19
 """Column sums computed at a time: they stay in the processor's cache."""
 
 
@@ -41,6 +49,19 @@ class ArrayWeights:
     codes: Tensor
     errors: Tensor | None = None
     units: int = 1
+    _tiles: dict[tuple[int, int], list[TileWeights]] = field(default_factory=dict, init=False, repr=False)
+
+    def __deepcopy__(self, memo: object) -> ArrayWeights:
+        """Share with a copy of the model what never changes."""
+        return self
+
+    def tiles(self, array: LinearArray) -> list[TileWeights]:
+        """Return the weights of each array as 8-bit products want them, laid out once."""
+        key = array.rows, array.largest_digit
+        if key not in self._tiles:
+            errors = None if self.errors is None else self.signed_errors
+            self._tiles[key] = tile_weights(self.codes, errors, self.units, *key)
+        return self._tiles[key]
 
     @functools.cached_property
     def values(self) -> Tensor:
@@ -68,15 +89,28 @@ class Conversions:
     Attributes:
         keys: (n,) int64, one of each token: of its sequence and its place in it.
         name: Names the matrix, so that no two share a draw.
+        scattered: (n,) the keys, scrambled, where another matrix has seen to it.
     """
 
     keys: Tensor
     name: str
+    scattered: Tensor | None = None
 
     def noise(self, cycles: int, tile: int, outputs: int) -> Tensor:
         """Return the standard normals of the conversions at one of the arrays, (c, n, o)."""
-        start = torch.tensor(seed_of(0, "linear conversion", self.name, tile), device=self.keys.device)
-        return pool_noise(keyed(start, self.keys), cycles, outputs)
+        return pool_noise(self.states(1 + tile)[tile], cycles, outputs)
+
+    def states(self, tiles: int) -> Tensor:
+        """Return the states of the tokens' draws at each array, (r, n)."""
+        keys = scattered(self.keys) if self.scattered is None else self.scattered
+        return combined(_states_of_arrays(self.name, tiles, self.keys.device), keys)
+
+
+@functools.lru_cache(maxsize=4096)
+def _states_of_arrays(name: str, tiles: int, device: torch.device) -> Tensor:
+    """Return the states (r, 1) that the noise of a matrix begins with."""
+    starts = [seed_of(0, "linear conversion", name, tile) for tile in range(tiles)]
+    return mixed(torch.tensor(starts, device=device)[:, None])
 
 
 def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) -> ArrayWeights:
@@ -176,21 +210,63 @@ def _in_chunks(
 ) -> Tensor:  # fmt: skip
     tokens = x.flatten(0, -2)
     outputs = weights.codes.shape[0]
-    out = tokens.new_empty(len(tokens), outputs)
-    size = max(1, CHUNK // (array.input_cycles * outputs))
-    for start in range(0, len(tokens), size):
+    if not slope and conversions is None and _loses_nothing(tokens, weights, array, full_scale):
+        out = _integer_product(tokens, weights, array)
+        return out.mul_(1.0 if full_scale is None else array.highest_code / full_scale).view(*x.shape[:-1], outputs)
+    out = tokens.new_zeros(len(tokens), outputs)
+    most = max(1, CHUNK // (array.input_cycles * outputs))
+    size = -(-len(tokens) // max(1, -(-len(tokens) // most)))
+    noise = None
+    if conversions is not None:
+        states = conversions.states(-(-tokens.shape[1] // array.rows))
+        noise = PlacedNoise.of(states, array.input_cycles, outputs)
+    for start in range(0, len(tokens), max(1, size)):
         part = slice(start, start + size)
-        keys = None if conversions is None else Conversions(conversions.keys[part], conversions.name)
-        out[part] = _shifted_sum(tokens[part], weights, array, full_scale, keys, slope=slope)
+        here = None if noise is None else PlacedNoise(noise.windows, noise.places[:, :, part])
+        _add_shifted(out[part], tokens[part], weights, array, full_scale, here, slope=slope)
     return out.view(*x.shape[:-1], outputs)
 
 
-def column_sums(x: Tensor, weights: ArrayWeights, array: LinearArray) -> Iterator[Tensor]:
-    """Yield the sums of each array in front of its converters, (c n, o) in float32, in units of the weights."""
-    digits = input_digits(x, array.input_cycles).to(torch.int8)
-    for start in range(0, x.shape[-1], array.rows):
+def _loses_nothing(x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None) -> bool:
+    """Say whether cycles, arrays and converters add up to the integer product, in every bit."""
+    if weights.errors is not None or x.dtype not in (torch.float32, torch.float64):
+        return False
+    largest, steps = array.largest_digit * min(array.rows, x.shape[1]), 1.0
+    if full_scale is not None:
+        steps = array.highest_code / full_scale  # of the converter, in a cell current
+        if not steps.is_integer() or largest * steps > array.highest_code:
+            return False
+    return x.shape[1] * (1 << INPUT_BITS - 1) * steps < 1 << 24
+
+
+def _integer_product(x: Tensor, weights: ArrayWeights, array: LinearArray) -> Tensor:
+    """Multiply codes by codes, all cycles and arrays at once, (n, o) in the dtype of ``x``."""
+    whole = replace(array, rows=x.shape[1], input_cycles=1)
+    return next(column_sums(x, weights, whole)).to(x.dtype)
+
+
+def column_sums(x: Tensor, weights: ArrayWeights, array: LinearArray, *, overwrite: bool = False) -> Iterator[Tensor]:
+    """Yield the sums of each array in front of its converters, (c n, o) in float32, in units of the weights.
+
+    Args:
+        x: (n, i) codes of activations.
+        weights: What the chip made of the matrix.
+        array: The arrays.
+        overwrite: Whether the sums of the next array may take the place of the last one's.
+    """
+    if x.device.type == "cpu" and int8_products():
+        narrow, shape = x.to(torch.int8), (array.input_cycles * len(x), weights.codes.shape[0])
+        for tile in weights.tiles(array):
+            out = SCRATCH.take("column sums", shape, torch.float32) if overwrite else torch.empty(shape)
+            digits = signed_digits(narrow[:, tile.rows], array.input_cycles, tile.factor)
+            yield whole_product(digits, tile, weights.units, out)
+        return
+    digits = input_digits(x, array.input_cycles)
+    largest = array.largest_digit * min(array.rows, x.shape[1]) * (weights.units + LARGEST_ERROR)
+    exact = torch.float32 if largest < 1 << 24 else torch.float64
+    for start in range(0, x.shape[1], array.rows):
         part = slice(start, start + array.rows)
-        yield _whole_product(digits[..., part].flatten(0, 1), weights, part, array)
+        yield (digits[..., part].flatten(0, 1).to(exact) @ weights.whole[:, part].T.to(exact)).float()
 
 
 def input_digits(x: Tensor, cycles: int) -> Tensor:
@@ -200,52 +276,35 @@ def input_digits(x: Tensor, cycles: int) -> Tensor:
     return torch.stack([*lower, wide >> bits * (cycles - 1)])
 
 
-def _shifted_sum(
-    x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None, keys: Conversions | None,
-    *, slope: bool,
-) -> Tensor:  # fmt: skip
-    """Return the shifted sum over cycles and arrays of codes, of their slopes, or of the sums themselves, (n, o)."""
-    cycles, outputs = array.input_cycles, weights.codes.shape[0]
-    shift = torch.tensor(array.digit_weights, dtype=x.dtype, device=x.device)
-    total = x.new_zeros(len(x), outputs)
-    for tile, sums in enumerate(column_sums(x, weights, array)):
+def _add_shifted(
+    total: Tensor, x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None,
+    noise: PlacedNoise | None, *, slope: bool,
+) -> None:  # fmt: skip
+    """Add to (n, o) the shifted sum over cycles and arrays of codes, of their slopes, or of the sums themselves."""
+    cycles, flat = array.input_cycles, total.view(-1)
+    exact = full_scale is not None and not slope and _whole_in_float32(array, x.shape[1])
+    dtype = torch.float32 if exact else x.dtype
+    shift = torch.tensor(array.digit_weights, dtype=dtype, device=x.device)
+    for tile, sums in enumerate(column_sums(x, weights, array, overwrite=True)):
         if full_scale is not None:
             n = array.highest_code
             sums.mul_(n / (full_scale * weights.units))
-            if keys is not None:
-                sums.view(cycles, len(x), outputs).add_(keys.noise(cycles, tile, outputs), alpha=array.noise)
+            if noise is not None:
+                sums.add_(noise.at(tile), alpha=array.noise)
             before = sums.clone() if slope else None
             sums.round_().clamp_(-n, n)
             if before is not None:
                 sums.sub_(torch.where(before.abs() < n, before, 0.0))
-        total += (shift @ sums.view(cycles, -1).to(x.dtype)).view(len(x), outputs)
-    return total
+        of_cycles = sums.view(cycles, -1).to(dtype)
+        if exact and total.dtype == dtype:
+            flat.addmv_(of_cycles.T, shift) if cycles > 1 else flat.add_(of_cycles[0])
+        else:
+            flat += shift @ of_cycles
 
 
-def _whole_product(digits: Tensor, weights: ArrayWeights, rows: slice, array: LinearArray) -> Tensor:
-    """Multiply digits (m, i) in int8 by whole weights, exactly; (m, o) in float32."""
-    if digits.device.type == "cpu" and _int8_products():
-        sums = torch._int_mm(digits, weights.codes[:, rows].T.contiguous())
-        if weights.errors is not None:
-            sums.mul_(weights.units).add_(torch._int_mm(digits, weights.signed_errors[:, rows].T.contiguous()))
-        return sums.float()
-    largest = array.largest_digit * min(array.rows, digits.shape[1]) * (weights.units + LARGEST_ERROR)
-    exact = torch.float32 if largest < 1 << 24 else torch.float64
-    return (digits.to(exact) @ weights.whole[:, rows].T.to(exact)).float()
-
-
-@functools.cache
-def _int8_products() -> bool:
-    """Say whether this processor multiplies 8-bit integers fast and without saturation on the way."""
-    supported = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(torch.cpu, "_is_avx512_vnni_supported", None)
-    if supported is None or not supported() or not torch.backends.mkldnn.is_available():
-        return False
-    a = torch.full((32, 512), -128, dtype=torch.int8)
-    b = torch.full((512, 16), 127, dtype=torch.int8)
-    try:
-        return bool((torch._int_mm(a, b) == -128 * 127 * 512).all())
-    except RuntimeError:
-        return False
+def _whole_in_float32(array: LinearArray, inputs: int) -> bool:
+    """Say whether shifted sums of codes stay whole numbers in float32, whatever their order."""
+    return array.highest_code * sum(array.digit_weights) * -(-inputs // array.rows) < 1 << 24
 
 
 def pool_noise(states: Tensor, cycles: int, outputs: int) -> Tensor:
@@ -258,6 +317,35 @@ def pool_noise(states: Tensor, cycles: int, outputs: int) -> Tensor:
     start = below(states, len(pool) - cycles * outputs + 1)
     places = start[None] + outputs * torch.arange(cycles, device=states.device)[:, None]
     return windows.index_select(0, places.flatten()).view(cycles, -1, outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedNoise:
+    """Where :func:`pool_noise` of several arrays is found, so that it can be cut out for some tokens at a time.
+
+    Attributes:
+        windows: (places, o) views of the pool, one from each place.
+        places: (r, c, n) which of them.
+    """
+
+    windows: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor, cycles: int, outputs: int) -> PlacedNoise:
+        """Place the noise of states (r, n)."""
+        pool = _pool(states.device, max(POOL, 1 << (2 * cycles * outputs - 1).bit_length()))
+        steps = outputs * torch.arange(cycles, device=states.device)[:, None]
+        places = below(states, len(pool) - cycles * outputs + 1)[:, None] + steps
+        return cls(pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1)), places)
+
+    def at(self, tile: int) -> Tensor:
+        """Return standard normals (c n, o) at one of the arrays; on a processor overwritten by the next ones."""
+        places = self.places[tile].flatten()
+        if self.windows.device.type != "cpu":
+            return self.windows.index_select(0, places)
+        out = SCRATCH.take("noise", (len(places), self.windows.shape[1]), torch.float32)
+        return torch.index_select(self.windows, 0, places, out=out)
 
 
 @functools.cache

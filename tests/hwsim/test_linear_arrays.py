@@ -104,7 +104,7 @@ def test_processors_without_fast_integers_get_the_same_bits(cycles: int, monkeyp
     made = made_weights(w, array, 0, "layer")
     keys = Conversions(torch.arange(20), "layer")
     got = [array_product(x, made, array, scale, k) for scale, k in ((None, None), (50.0, None), (50.0, keys))]
-    monkeypatch.setattr(linear_arrays, "_int8_products", lambda: False)
+    monkeypatch.setattr(linear_arrays, "int8_products", lambda: False)
     for a, (scale, k) in zip(got, ((None, None), (50.0, None), (50.0, keys)), strict=True):
         assert torch.equal(a, array_product(x, made, array, scale, k))
 
