@@ -26,12 +26,10 @@ from hwsim.functional.whole_products import (
     tile_weights,
     whole_product,
 )
-from hwsim.randomness import below, combined, keyed, mixed, normal, scattered, seed_of, uniform
+from hwsim.randomness import POOL, below, combined, keyed, mixed, normal, normal_pool, scattered, seed_of, uniform
 
 LARGEST_ERROR = 127
 """Steps of the grid of gain errors to either side; 6 standard deviations, about 21 steps in one."""
-POOL = 1 << 20
-"""Standard normals that noise is cut from."""
 CHUNK = 1 << 19
 """Column sums computed at a time: they stay in the processor's cache."""
 
@@ -312,7 +310,7 @@ def pool_noise(states: Tensor, cycles: int, outputs: int) -> Tensor:
 
     Approximation: two states may share numbers, shifted against each other, by a chance of c o / 2^19.
     """
-    pool = _pool(states.device, max(POOL, 1 << (2 * cycles * outputs - 1).bit_length()))
+    pool = _pool_for(states.device, cycles * outputs)
     windows = pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1))
     start = below(states, len(pool) - cycles * outputs + 1)
     places = start[None] + outputs * torch.arange(cycles, device=states.device)[:, None]
@@ -334,7 +332,7 @@ class PlacedNoise:
     @classmethod
     def of(cls, states: Tensor, cycles: int, outputs: int) -> PlacedNoise:
         """Place the noise of states (r, n)."""
-        pool = _pool(states.device, max(POOL, 1 << (2 * cycles * outputs - 1).bit_length()))
+        pool = _pool_for(states.device, cycles * outputs)
         steps = outputs * torch.arange(cycles, device=states.device)[:, None]
         places = below(states, len(pool) - cycles * outputs + 1)[:, None] + steps
         return cls(pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1)), places)
@@ -348,12 +346,9 @@ class PlacedNoise:
         return torch.index_select(self.windows, 0, places, out=out)
 
 
-@functools.cache
-def _pool(device: torch.device, size: int) -> Tensor:
-    """Return the pool, of mean 0 and variance 1 exactly to rounding, equal on every machine."""
-    drawn = normal(keyed(torch.tensor(seed_of(0, "pool of noise")), torch.arange(size)), torch.float64)
-    drawn = (drawn - drawn.mean()) / drawn.std(correction=0)
-    return drawn.float().to(device)
+def _pool_for(device: torch.device, numbers: int) -> Tensor:
+    """Return a pool twice as long as the numbers that a token takes from it, at least the common one."""
+    return normal_pool(device) if 2 * numbers <= POOL else normal_pool(device, 1 << (2 * numbers - 1).bit_length())
 
 
 def best_range(sums: Tensor, array: LinearArray, candidates: int = 32) -> float:

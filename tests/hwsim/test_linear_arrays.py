@@ -28,7 +28,7 @@ from hwsim.functional.linear_arrays import (
     range_slope,
 )
 from hwsim.linear import OnArrays, TokenPlaces
-from hwsim.randomness import keyed
+from hwsim.randomness import keyed, normal_pool
 from tests import tolerances
 
 
@@ -367,7 +367,7 @@ def test_noise_is_normal_and_fresh() -> None:
 
 
 def test_pool_is_a_standard_normal() -> None:
-    pool = linear_arrays._pool(torch.device("cpu"), linear_arrays.POOL).double()
+    pool = normal_pool(torch.device("cpu")).double()
     assert float(pool.mean()) == pytest.approx(0.0, abs=1e-6) and float(pool.std(correction=0)) == pytest.approx(
         1.0, abs=1e-6
     )
