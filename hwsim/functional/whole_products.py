@@ -92,7 +92,8 @@ class Scratch(threading.local):
         size = math.prod(shape)
         kept = self._kept.get((name, dtype))
         if kept is None or kept.numel() < size:
-            kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # a buffer made in inference could not be written to in training
+                kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype)
         return kept[:size].view(shape)
 
 

@@ -89,6 +89,12 @@ def test_a_buffer_belongs_to_a_thread() -> None:
     assert SCRATCH.take("test", (4,), torch.int32).data_ptr() != mine.data_ptr()
 
 
+def test_a_buffer_of_inference_serves_training() -> None:
+    with torch.inference_mode():
+        SCRATCH.take("of inference", (4,), torch.float32).zero_()
+    SCRATCH.take("of inference", (4,), torch.float32).zero_()
+
+
 def test_products_do_not_share_memory() -> None:
     array = arrays()
     rng = torch.Generator().manual_seed(0)
