@@ -1,0 +1,318 @@
+"""Gain-cell attention in C, compiled at its first use where there is a compiler; optional.
+
+All heads of a batch are one axis ``n`` (batch x heads, heads fastest). A cell's current is a sum of *images*, states of
+all cells, each with a weight that depends on the age alone. ``attention.h`` has the equations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hwsim.native.arguments import Arguments
+from hwsim.native.build import Built, load
+
+MOST_IMAGES = 4
+MULTIPLE = 16
+"""Head dimensions are padded with zeros to a multiple of this."""
+
+
+class Unavailable(RuntimeError):
+    """There is no native kernel on this machine."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Images of the cells, over the saturation of their product.
+
+    Attributes:
+        key: (n, images, keys, head_dim).
+        value: (n, images, keys, head_dim); the number of images may differ.
+        weight_k: (images, window) weights of the key images by age [tokens].
+        weight_v: (images, window) likewise.
+    """
+
+    key: Tensor
+    value: Tensor
+    weight_k: Tensor
+    weight_v: Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where tokens lie.
+
+    Attributes:
+        window: Tokens that an array holds.
+        slots: Slots of one sub-tile.
+        query_start: Write index of the first query.
+        key_start: Write index of the first key.
+    """
+
+    window: int
+    slots: int
+    query_start: int = 0
+    key_start: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """Number of sub-tiles."""
+        return -(-self.window // self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The converter of a sub-tile.
+
+    Attributes:
+        step: Between two codes, in saturations; 0 is continuous.
+        top: Highest code.
+        gain: [1] (heads, tiles, head_dim) in front of the clip, or None.
+        offset: [steps] (heads, tiles, head_dim) behind it, or None.
+    """
+
+    step: float = 0.0
+    top: float = 0.0
+    gain: Tensor | None = None
+    offset: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """What is added to scores and charges; rows of a pool of standard normals.
+
+    Attributes:
+        pool: (any,) float32 standard normals.
+        score_sigma: (n, queries) deviation of the scores, or None.
+        score_start: (n, queries, tiles) int32 place in the pool of the sub-tile's first slot.
+        charge: (full scale, white^2, flicker^2): ``sigma = full_scale sqrt(white^2 sum phi + flicker^2 sum phi^2)``,
+            or None.
+        charge_start: (n, queries, tiles) int32 place in the pool of the first dimension.
+    """
+
+    pool: Tensor
+    score_sigma: Tensor | None = None
+    score_start: Tensor | None = None
+    charge: tuple[float, float, float] | None = None
+    charge_start: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Circuits:
+    """Everything between the cells and the output.
+
+    Attributes:
+        readout: Converter of the charges.
+        noise: Noise, or None.
+        score_offset: [1] (heads, window) offset of each slot's score, or None.
+    """
+
+    readout: Readout
+    noise: Noise | None = None
+    score_offset: Tensor | None = None
+
+
+def available(variant: str | None = None) -> str:
+    """Describe the kernel, as in ``AVX-512, gcc 12.2``; an empty string where there is none."""
+    built = load(variant)
+    return str(built) if isinstance(built, Built) else ""
+
+
+def attention_forward(
+    query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits, *, save: bool = False,
+    variant: str | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Compute attention of queries whose tokens and all that they read are among the keys.
+
+    Args:
+        query: (n, queries, head_dim) float32.
+        cells: Images of the tokens written.
+        geometry: Where they lie.
+        circuits: Converter, offsets and noise.
+        save: Whether to return what the backward direction needs.
+        variant: Key of ``build.VARIANTS``; None is the fastest.
+
+    Returns:
+        Output (n, queries, head_dim), and with ``save`` one bit (n, queries, tiles, bytes) for each charge, set where
+        the converter clips.
+
+    Raises:
+        Unavailable: If there is no kernel.
+        ValueError: If a tensor has another shape, type or device.
+    """
+    call = _Call(query, cells, geometry, circuits)
+    out = torch.empty_like(call.query)
+    saturated = None
+    if save:
+        saturated = torch.empty(*query.shape[:2], geometry.tiles, call.width // 8, dtype=torch.uint8)
+    call.run("attention_forward", variant, out=out, saturated=saturated)
+    return out[..., : query.shape[-1]], saturated
+
+
+def attention_backward(
+    grad: Tensor, query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits, saturated: Tensor | None = None,
+    *, slopes: Cells | None = None, variant: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Compute the gradients of query, key images and value images.
+
+    The gradient passes straight through the converter where it does not clip, and through ``phi`` where 0 < phi < 1.
+
+    Args:
+        grad: (n, queries, head_dim) gradient of the output.
+        query: As in the forward direction, as are ``cells``, ``geometry`` and ``circuits``.
+        cells: Decide where ``phi`` clips.
+        geometry: Where the tokens lie.
+        circuits: Converter, offsets and noise.
+        saturated: From the forward direction; None where no converter clips.
+        slopes: Cells whose products the gradient is that of; None takes ``cells``.
+        variant: Key of ``build.VARIANTS``; None is the fastest.
+
+    Returns:
+        Gradients of the query and of the images of ``slopes``.
+
+    Raises:
+        Unavailable: If there is no kernel.
+        ValueError: If a tensor has another shape, type or device.
+    """
+    call = _Call(query, cells, geometry, circuits)
+    taken = call.cells if slopes is None else call.of_width(slopes)
+    call.check_cells(taken)
+    dims = query.shape[-1]
+    call.check("grad", grad, query.shape)
+    results = torch.empty_like(call.query), torch.empty_like(taken.key), torch.empty_like(taken.value)
+    call.sizes.update(images_dk=taken.key.shape[1], images_dv=taken.value.shape[1])
+    if saturated is not None:
+        call.check("saturated", saturated, (*query.shape[:2], geometry.tiles, call.width // 8), torch.uint8)
+    call.run(
+        "attention_backward", variant, grad=call.padded(grad), saturated=saturated, slope_key=taken.key,
+        slope_value=taken.value, slope_weight_k=taken.weight_k, slope_weight_v=taken.weight_v,
+        grad_query=results[0], grad_key=results[1], grad_value=results[2],
+    )  # fmt: skip
+    return results[0][..., :dims], results[1][..., :dims], results[2][..., :dims]
+
+
+def attention_decode(
+    query: Tensor, cells: Cells, position: Tensor, geometry: Geometry, circuits: Circuits, *, variant: str | None = None
+) -> Tensor:
+    """Compute attention of one query for each head on rings of ``window`` slots, read where they lie.
+
+    Args:
+        query: (n, 1, head_dim).
+        cells: Images of all slots, (n, images, window, head_dim); slots never written may hold anything finite.
+        position: (n,) int64 write index of the query's own token, which lies in slot ``position mod window``.
+        geometry: Window and slots.
+        circuits: Converter, offsets and noise.
+        variant: Key of ``build.VARIANTS``; None is the fastest.
+
+    Returns:
+        (n, 1, head_dim).
+
+    Raises:
+        Unavailable: If there is no kernel.
+        ValueError: If a tensor has another shape, type or device.
+    """
+    call = _Call(query, cells, geometry, circuits)
+    call.check("query", query, (query.shape[0], 1, query.shape[2]))
+    call.check("key", cells.key, (query.shape[0], cells.key.shape[1], geometry.window, query.shape[2]))
+    call.check("position", position, (query.shape[0],), torch.int64)
+    out = torch.empty_like(call.query)
+    call.run("attention_decode", variant, out=out, position=position.contiguous())
+    return out[..., : query.shape[-1]]
+
+
+class _Call:
+    """The arguments of one call: checked, contiguous, padded to whole vectors, and kept alive until it returns."""
+
+    def __init__(self, query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits) -> None:
+        readout, noise, tiles = circuits.readout, circuits.noise, geometry.tiles
+        count, queries, dims = query.shape
+        self.shape, self.width, self.window = query.shape, -(-dims // MULTIPLE) * MULTIPLE, geometry.window
+        self.keys = cells.key.shape[2]
+        self.check("query", query, (count, queries, dims))
+        self.query, self.cells = self.padded(query), self.of_width(cells)
+        self.check_cells(self.cells)
+        per_head = [x for x in (readout.gain, readout.offset, circuits.score_offset) if x is not None]
+        heads = per_head[0].shape[0] if per_head else 1
+        if count % heads:
+            raise ValueError(f"{count} heads of all sequences are no multiple of the {heads} heads of the circuits")
+        self.tensors: dict[str, Tensor | None] = {
+            "query": self.query, "key": self.cells.key, "value": self.cells.value,
+            "weight_k": self.cells.weight_k, "weight_v": self.cells.weight_v,
+            "score_offset": self._optional("score_offset", circuits.score_offset, (heads, geometry.window)),
+            "gain": self._circuit("gain", readout.gain, (heads, tiles, dims)),
+            "offset": self._circuit("offset", readout.offset, (heads, tiles, dims)),
+        }  # fmt: skip
+        if noise is not None:
+            places = (count, queries, tiles)
+            self.tensors["pool"] = self._optional("pool", noise.pool, noise.pool.shape)
+            if noise.score_sigma is not None:
+                self.tensors["score_sigma"] = self._optional("score_sigma", noise.score_sigma, (count, queries))
+                self.tensors["score_start"] = self._places("score_start", noise.score_start, places)
+            if noise.charge is not None:
+                self.tensors["charge_noise"] = torch.tensor(noise.charge, dtype=torch.float32)
+                self.tensors["charge_start"] = self._places("charge_start", noise.charge_start, places)
+        self.sizes = {
+            "count": count, "heads": heads, "queries": queries, "keys": self.keys, "width": self.width, "dims": dims,
+            "window": geometry.window, "slots": min(geometry.slots, geometry.window),
+            "query_start": geometry.query_start, "key_start": geometry.key_start, "threads": torch.get_num_threads(),
+            "images_k": self.cells.key.shape[1], "images_v": self.cells.value.shape[1],
+        }  # fmt: skip
+        self.numbers = {"step": float(readout.step), "top": float(readout.top)}
+
+    def run(self, function: str, variant: str | None, **tensors: Tensor | None) -> None:
+        """Call a function of the library."""
+        built = load(variant)
+        if not isinstance(built, Built):
+            raise Unavailable(built)
+        given = {name: x.data_ptr() for name, x in {**self.tensors, **tensors}.items() if x is not None}
+        arguments = Arguments(**self.sizes, **self.numbers, **given)
+        if getattr(built.library, function)(ctypes.byref(arguments)):
+            raise MemoryError(f"{function}: no memory for its tables")
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Return a contiguous tensor whose last axis is padded to whole vectors."""
+        return (x if x.shape[-1] == self.width else pad(x, (0, self.width - x.shape[-1]))).contiguous()
+
+    def of_width(self, cells: Cells) -> Cells:
+        """Pad the images."""
+        return Cells(
+            self.padded(cells.key), self.padded(cells.value), cells.weight_k.contiguous(), cells.weight_v.contiguous()
+        )
+
+    def check_cells(self, cells: Cells) -> None:
+        """Compare shapes of images and weights."""
+        for name, states, weights in (("key", cells.key, cells.weight_k), ("value", cells.value, cells.weight_v)):
+            images = states.shape[1]
+            if not 1 <= images <= MOST_IMAGES:
+                raise ValueError(f"{name}: expected 1 to {MOST_IMAGES} images, received {images}")
+            self.check(name, states, (self.shape[0], images, self.keys, self.width))
+            self.check(f"weights of the {name}s", weights, (images, self.window))
+
+    @staticmethod
+    def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        """Compare shape, type and device of a tensor."""
+        if x.shape != shape or x.dtype != dtype or x.device.type != "cpu":
+            raise ValueError(
+                f"{name}: expected {dtype} of shape {tuple(shape)} on the CPU, received {x.dtype} of "
+                f"{tuple(x.shape)} on {x.device}"
+            )
+
+    def _optional(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        if x is None:
+            return None
+        self.check(name, x, shape)
+        return x.contiguous()
+
+    def _circuit(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        found = self._optional(name, x, shape)
+        return None if found is None else self.padded(found)
+
+    def _places(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        if x is None:
+            raise ValueError(f"{name}: expected the places of the noise in the pool, received None")
+        self.check(name, x, shape, torch.int32)
+        return x.contiguous()

@@ -1,0 +1,79 @@
+/* Arguments of the native attention kernels; hwsim/native/__init__.py mirrors the struct field by field.
+ *
+ * What is computed, for each head n, query t (write index) and slot (s mod M), in float32:
+ *
+ *     S[t,s]  = sum_i wk_i[t-s] <q_t, K_i[s]> + score_offset[slot] + score_sigma[t] z[t,slot]     t-M < s <= t
+ *     phi     = clamp(S, 0, 1)
+ *     X_j[t]  = sum_{s in sub-tile j} phi sum_i wv_i[t-s] V_i[s] + sigma_j[t] z2[t,j]
+ *     code_j  = clamp(round(clamp(X gain, -1, 1) / step + offset), -top, top) step
+ *     out[t]  = sum_j code_j
+ *
+ * Sub-tile j holds the slots jC .. jC+C-1. The newest tokens of this lap and the oldest of the lap before meet in the
+ * sub-tile under the write pointer, before its conversion.
+ */
+#ifndef GAIN_CELL_ATTENTION_H
+#define GAIN_CELL_ATTENTION_H
+
+#include <stdint.h>
+
+#define MOST_IMAGES 4
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+typedef struct {
+    /* Sizes. Tensors are contiguous, float32 unless said; width is a multiple of 16. */
+    int64_t count;    /* batch x heads */
+    int64_t heads;    /* n mod heads is the head whose circuits are meant */
+    int64_t queries;
+    int64_t keys;
+    int64_t width;    /* dimensions, padded with zeros */
+    int64_t dims;     /* dimensions that exist */
+    int64_t window;   /* M [tokens] */
+    int64_t slots;    /* C, slots of a sub-tile */
+    int64_t query_start; /* write index of the first query */
+    int64_t key_start;   /* write index of the first key */
+    int64_t threads;
+    int64_t images_k, images_v;   /* of the forward products */
+    int64_t images_dk, images_dv; /* of the gradient's products */
+    /* Inputs of both directions */
+    const float *query;  /* (count, queries, width) */
+    const float *key;    /* (count, images_k, keys, width) */
+    const float *value;  /* (count, images_v, keys, width) */
+    const float *weight_k; /* (images_k, window) by age */
+    const float *weight_v; /* (images_v, window) */
+    const float *score_offset; /* (heads, window) or NULL */
+    const float *score_sigma;  /* (count, queries) or NULL */
+    const int32_t *score_start; /* (count, queries, tiles) places in the pool, or NULL */
+    const float *charge_noise; /* (3): full scale, white^2, flicker^2, or NULL */
+    const int32_t *charge_start; /* (count, queries, tiles) or NULL */
+    const float *pool;
+    const float *gain;   /* (heads, tiles, width) or NULL */
+    const float *offset; /* (heads, tiles, width) [steps] or NULL */
+    double step;         /* 0: continuous */
+    double top;          /* highest code */
+    /* Results of the forward direction */
+    float *out;          /* (count, queries, width) */
+    uint8_t *saturated;  /* (count, queries, tiles, width / 8) one bit where |X gain| >= 1, or NULL */
+    /* Backward: cells whose slope the gradient takes; the same as the forward ones unless a surrogate is used */
+    const float *grad;   /* (count, queries, width) */
+    const float *slope_key, *slope_value;   /* (count, images_dk or images_dv, keys, width) */
+    const float *slope_weight_k, *slope_weight_v;
+    float *grad_query;   /* (count, queries, width) */
+    float *grad_key;     /* as slope_key */
+    float *grad_value;   /* as slope_value */
+    /* Decode: keys are slots (keys == window) */
+    const int64_t *position; /* (count) write index of each query */
+} attention_arguments;
+
+EXPORT int attention_forward(const attention_arguments *);
+EXPORT int attention_backward(const attention_arguments *);
+EXPORT int attention_decode(const attention_arguments *);
+/* Returns floating point operations of `rounds` rounds of independent fused multiply-adds, the ceiling of this core. */
+EXPORT double fma_operations(int64_t rounds, float *sink);
+EXPORT int lanes(void);
+
+#endif

@@ -1,0 +1,205 @@
+/* Backward direction: scores and pulses are computed again, five products for each piece of keys.
+ *
+ *     dX = dout gain [not saturated]        dphi^T = sum_i wv_i (V_i dX^T)       dS_i^T = wk_i dphi^T [0 < phi < 1]
+ *     dQ += sum_i dS_i K_i                  dK_i += dS_i^T Q                     dV_i += (phi wv_i)^T dX
+ */
+#include "scores.h"
+
+/* Gradient behind the readout of one sub-tile; returns whether it differs from that of the output. */
+static int pass_readout(const pass *s, int64_t tile)
+{
+    const attention_arguments *p = s->p;
+    int64_t tiles = tiles_of(p), width = p->width, bytes = width / 8, stride = tiles * bytes;
+    int64_t row = s->n * p->queries + s->start - p->query_start;
+    const uint8_t *saturated = p->saturated ? p->saturated + (row * tiles + tile) * bytes : NULL;
+    const float *gain = p->gain ? p->gain + (s->n % p->heads * tiles + tile) * width : NULL;
+    uint8_t any = 0;
+    for (int q = 0; saturated && q < s->queries; q++)
+        for (int64_t i = 0; i < bytes; i++)
+            any |= saturated[q * stride + i];
+    if (!any && !gain)
+        return 0;
+    for (int q = 0; q < s->queries; q++)
+        for (int64_t d = 0; d < width; d++) {
+            float x = s->w->grad[q * width + d];
+            if (gain)
+                x *= gain[d];
+            if (any && saturated[q * stride + d / 8] >> (d % 8) & 1)
+                x = 0.0f;
+            s->w->passed[q * width + d] = x;
+        }
+    memset(s->w->passed + s->queries * width, 0, (size_t)((BLOCK - s->queries) * width) * sizeof(float));
+    transpose(s->w->passed_t, BLOCK, s->w->passed, width, BLOCK, width);
+    return 1;
+}
+
+/* From phi and dX^T to the gradients of the scores and the weighted pulses, ROWS keys at a time. */
+INLINE void slope_rows(const pass *s, piece at, const float *const *values, const float *passed_t, int row, int lane,
+                       const int plain, const int wide)
+{
+    const attention_arguments *p = s->p;
+    int64_t age = s->start + lane - (at.first + row);
+    vf acc[ROWS][MOST];
+    clear(acc, wide);
+    multiply(acc, wide, values[0] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < wide; v++)
+            acc[r][v] *= load(s->t->slope_v[0] + age - r + v * LANES);
+    for (int64_t i = 1; !plain && i < p->images_dv; i++) {
+        vf more[ROWS][MOST];
+        clear(more, wide);
+        multiply(more, wide, values[i] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < wide; v++)
+                acc[r][v] += more[r][v] * load(s->t->slope_v[i] + age - r + v * LANES);
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < wide; v++) {
+            int64_t to = (row + r) * BLOCK + lane + v * LANES, then = age - r + v * LANES;
+            vf phi = load(s->w->pulses + to), open = where_open(phi, acc[r][v]);
+            for (int64_t i = 0; i < (plain ? 1 : p->images_dk); i++)
+                store(s->w->slopes + i * BLOCK * BLOCK + to, open * load(s->t->slope_k[i] + then));
+            for (int64_t i = 0; i < (plain ? 1 : p->images_dv); i++)
+                store(s->w->pulses + i * BLOCK * BLOCK + to, phi * load(s->t->slope_v[i] + then));
+        }
+}
+
+INLINE void slope_groups(const pass *s, piece at, const float *const *values, const float *passed_t, const int plain)
+{
+    for (int row = 0; row < at.rows; row += ROWS) {
+        int low, high;
+        readers(s->p, s->start, s->queries, at.first + row, (int)least(ROWS, at.rows - row), &low, &high);
+        low = low / LANES * LANES;
+        int left = (high - low + LANES - 1) / LANES, wide;
+        for (int lane = low; left > 0; lane += wide * LANES, left -= wide) {
+            wide = next_width(left);
+            WITH_WIDTH(wide, slope_rows, s, at, values, passed_t, row, lane, plain)
+        }
+    }
+}
+
+INLINE void add_product(float *to, int64_t width, const float *a, int64_t ra, int64_t ka, const float *b,
+                        int64_t count, const int wide)
+{
+    vf acc[ROWS][MOST];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < wide; v++)
+            acc[r][v] = load(to + r * width + v * LANES);
+    multiply(acc, wide, a, ra, ka, b, width, count);
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < wide; v++)
+            store(to + r * width + v * LANES, acc[r][v]);
+}
+
+/* to (ROWS, width) += a b, with b (count, width) */
+static void add_rows(float *to, int64_t width, const float *a, int64_t ra, int64_t ka, const float *b, int64_t count)
+{
+    int left = (int)(width / LANES), wide;
+    for (int64_t column = 0; left > 0 && count > 0; column += wide * LANES, left -= wide) {
+        wide = next_width(left);
+        WITH_WIDTH(wide, add_product, to + column, width, a, ra, ka, b + column, count)
+    }
+}
+
+/* grad (keys of the piece, width) += pulses^T b for every image */
+static void add_to_cells(const pass *s, piece at, float *grad, int64_t images, const float *pulses, const float *b)
+{
+    const attention_arguments *p = s->p;
+    for (int64_t i = 0; i < images; i++) {
+        float *rows = grad + ((s->n * images + i) * p->keys + at.first - p->key_start) * p->width, *to = rows;
+        if (at.rows % ROWS)
+            copy_rows(to = s->w->added, rows, at.rows, p->width);
+        for (int row = 0; row < at.rows; row += ROWS) {
+            int low, high;
+            readers(p, s->start, s->queries, at.first + row, (int)least(ROWS, at.rows - row), &low, &high);
+            add_rows(to + row * p->width, p->width, pulses + (i * BLOCK + row) * BLOCK + low, BLOCK, 1,
+                     b + low * p->width, high - low);
+        }
+        if (to != rows)
+            memcpy(rows, to, (size_t)(at.rows * p->width) * sizeof(float));
+    }
+}
+
+static void backward_piece(const pass *s, piece at, const float *passed, const float *passed_t)
+{
+    const attention_arguments *p = s->p;
+    const float *values[MOST_IMAGES];
+    float *copy = s->w->rows;
+    for (int64_t i = 0; i < p->images_dv; i++, copy += BLOCK * p->width)
+        values[i] = whole_rows(p->slope_value + (s->n * p->images_dv + i) * p->keys * p->width, at, p->key_start,
+                               p->width, copy);
+    if (p->images_dk == 1 && p->images_dv == 1)
+        slope_groups(s, at, values, passed_t, 1);
+    else
+        slope_groups(s, at, values, passed_t, 0);
+    for (int query = 0; query < s->queries; query += ROWS) {
+        int low, high;
+        read_by(p, s->start + query, (int)least(ROWS, s->queries - query), at, &low, &high);
+        for (int64_t i = 0; i < p->images_dk; i++) {
+            const float *keys = p->slope_key + ((s->n * p->images_dk + i) * p->keys + at.first - p->key_start) * p->width;
+            add_rows(s->w->charge + query * p->width, p->width, s->w->slopes + (i * BLOCK + low) * BLOCK + query, 1,
+                     BLOCK, keys + low * p->width, high - low);
+        }
+    }
+    add_to_cells(s, at, p->grad_key, p->images_dk, s->w->slopes, s->w->query);
+    add_to_cells(s, at, p->grad_value, p->images_dv, s->w->pulses, passed);
+}
+
+static void backward_block(const attention_arguments *p, const tables *t, workspace *w, int64_t n, int64_t start,
+                           int64_t stop)
+{
+    pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 0};
+    s.plain = p->images_k == 1 && !p->score_offset && !p->score_sigma;
+    int64_t row = n * p->queries + start - p->query_start;
+    copy_rows(w->query, p->query + row * p->width, s.queries, p->width);
+    transpose(w->query_t, BLOCK, w->query, p->width, BLOCK, p->width);
+    copy_rows(w->grad, p->grad + row * p->width, s.queries, p->width);
+    transpose(w->grad_t, BLOCK, w->grad, p->width, BLOCK, p->width);
+    memset(w->charge, 0, (size_t)(BLOCK * p->width) * sizeof(float));
+    for (int64_t tile = 0; tile < tiles_of(p); tile++) {
+        int count = find_pieces(p, start, stop, tile, w->pieces);
+        if (!count)
+            continue;
+        int differs = pass_readout(&s, tile);
+        for (int i = 0; i < count; i++) {
+            score_piece(&s, tile, w->pieces[i]);
+            backward_piece(&s, w->pieces[i], differs ? w->passed : w->grad, differs ? w->passed_t : w->grad_t);
+        }
+    }
+    memcpy(p->grad_query + row * p->width, w->charge, (size_t)(s.queries * p->width) * sizeof(float));
+}
+
+int attention_backward(const attention_arguments *p)
+{
+    tables t;
+    int failed = 0;
+    if (!make_tables(&t, p))
+        return 1;
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
+#endif
+    {
+        workspace w;
+        failed |= !make_workspace(&w, p);
+        int ready = w.memory != NULL;
+        int64_t rows = p->keys * p->width;
+        /* A head is one thread's: its sums are always added in the same order */
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t n = 0; n < p->count; n++) {
+            if (!ready)
+                continue;
+            memset(p->grad_key + n * p->images_dk * rows, 0, (size_t)(p->images_dk * rows) * sizeof(float));
+            memset(p->grad_value + n * p->images_dv * rows, 0, (size_t)(p->images_dv * rows) * sizeof(float));
+            int64_t end = p->query_start + p->queries;
+            for (int64_t at = p->query_start, next; at < end; at = next) {
+                next = block_end(p, at);
+                backward_block(p, &t, &w, n, at, next);
+            }
+        }
+        free(w.memory);
+    }
+    free(t.memory);
+    return failed;
+}

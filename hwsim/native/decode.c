@@ -1,0 +1,138 @@
+/* Decode: one query for each head against a ring of `window` slots, read where it lies. */
+#include "tiles.h"
+
+/* Weights of the slots, from ages: slot c holds the token of age (position - c) mod M, if that was ever written. */
+static void slot_weights(float *out, const float *table, int64_t window, int64_t position)
+{
+    int64_t p = position % window;
+    for (int64_t c = 0; c <= p; c++)
+        out[c] = table[p - c];
+    for (int64_t c = p + 1; c < window; c++)
+        out[c] = position >= window ? table[window + p - c] : 0.0f;
+}
+
+INLINE float dot(const float *a, const float *b, int64_t width)
+{
+    vf even = {0}, odd = {0};
+    int64_t d = 0;
+    for (; d + 2 * LANES <= width; d += 2 * LANES) {
+        even += load(a + d) * load(b + d);
+        odd += load(a + d + LANES) * load(b + d + LANES);
+    }
+    if (d < width)
+        even += load(a + d) * load(b + d);
+    return sum(even + odd);
+}
+
+/* charge[column ..] += sum of rows weighted by pulses; the columns of one to three vectors stay in registers */
+INLINE void add_weighted(float *charge, const float *values, int64_t width, const float *pulses, int64_t rows,
+                         const int wide)
+{
+    vf acc[2][MOST];
+    for (int v = 0; v < wide; v++) {
+        acc[0][v] = load(charge + v * LANES);
+        acc[1][v] = (vf){0};
+    }
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2)
+        for (int i = 0; i < 2; i++)
+            for (int v = 0; v < wide; v++)
+                acc[i][v] += pulses[r + i] * load(values + (r + i) * width + v * LANES);
+    for (int v = 0; v < wide; v++) {
+        if (r < rows)
+            acc[0][v] += pulses[r] * load(values + r * width + v * LANES);
+        store(charge + v * LANES, acc[0][v] + acc[1][v]);
+    }
+}
+
+static void decode_head(const attention_arguments *p, float *memory, int64_t n)
+{
+    const int64_t width = p->width, window = p->window, position = p->position[n], tiles = tiles_of(p);
+    const float *query = p->query + n * width;
+    float *phi = memory, *weights = phi + window, *pulses = weights + window * (p->images_k + p->images_v);
+    float *charge = pulses + window, *out = p->out + n * width;
+    int64_t filled = least(window, position + 1), head = n % p->heads;
+    float inverse = p->step > 0.0 ? (float)(1.0 / p->step) : 1.0f, top = (float)p->top;
+
+    for (int64_t i = 0; i < p->images_k; i++)
+        slot_weights(weights + i * window, p->weight_k + i * window, window, position);
+    for (int64_t i = 0; i < p->images_v; i++)
+        slot_weights(weights + (p->images_k + i) * window, p->weight_v + i * window, window, position);
+    for (int64_t d = 0; d < width; d++)
+        out[d] = 0.0f;
+
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        int64_t first = tile * p->slots, last = least(least(first + p->slots, window), filled);
+        if (first >= last)
+            break;
+        float total = 0.0f, squares = 0.0f;
+        for (int64_t c = first; c < last; c++)
+            phi[c] = p->score_offset ? p->score_offset[head * window + c] : 0.0f;
+        for (int64_t i = 0; i < p->images_k; i++) {
+            const float *key = p->key + (n * p->images_k + i) * window * width;
+            for (int64_t c = first; c < last; c++)
+                phi[c] += weights[i * window + c] * dot(query, key + c * width, width);
+        }
+        const float *noise = p->score_sigma ? p->pool + p->score_start[n * tiles + tile] : NULL;
+        for (int64_t c = first; c < last; c++) {
+            float x = noise ? phi[c] + p->score_sigma[n] * noise[c - first] : phi[c];
+            x = x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x;
+            phi[c] = x;
+            total += x;
+            squares += x * x;
+        }
+        memset(charge, 0, (size_t)width * sizeof(float));
+        for (int64_t i = 0; i < p->images_v; i++) {
+            const float *value = p->value + ((n * p->images_v + i) * window + first) * width;
+            for (int64_t c = first; c < last; c++)
+                pulses[c] = phi[c] * weights[(p->images_k + i) * window + c];
+            int left = (int)(width / LANES), wide;
+            for (int64_t column = 0; left > 0; column += wide * LANES, left -= wide) {
+                wide = next_width(left);
+                WITH_WIDTH(wide, add_weighted, charge + column, value + column, width, pulses + first, last - first)
+            }
+        }
+        float spread = 0.0f;
+        const float *z = NULL;
+        if (p->charge_noise) {
+            spread = p->charge_noise[0]
+                     * __builtin_sqrtf(p->charge_noise[1] * total + p->charge_noise[2] * squares);
+            z = p->pool + p->charge_start[n * tiles + tile];
+        }
+        int64_t circuits = (head * tiles + tile) * width;
+        for (int64_t d = 0; d < p->dims; d++) {
+            float x = z ? charge[d] + spread * z[d] : charge[d];
+            x = p->gain ? x * p->gain[circuits + d] : x;
+            x = (x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x) * inverse;
+            if (p->step > 0.0) {
+                x = p->offset ? x + p->offset[circuits + d] : x;
+                x = x < -top ? -top : x > top ? top : x;
+                x = (x + 12582912.0f) - 12582912.0f;
+            }
+            out[d] += x;
+        }
+    }
+    for (int64_t d = 0; d < width; d++)
+        out[d] *= p->step > 0.0 ? (float)p->step : 1.0f;
+}
+
+int attention_decode(const attention_arguments *p)
+{
+    int failed = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
+#endif
+    {
+        size_t floats = (size_t)(p->window * (2 + p->images_k + p->images_v) + p->width);
+        float *memory = malloc(floats * sizeof(float));
+        failed |= !memory;
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (int64_t n = 0; n < p->count; n++)
+            if (memory)
+                decode_head(p, memory, n);
+        free(memory);
+    }
+    return failed;
+}

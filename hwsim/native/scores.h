@@ -1,0 +1,120 @@
+/* First product of a piece, S^T = K Q^T, and what makes pulses of it. */
+#ifndef GAIN_CELL_SCORES_H
+#define GAIN_CELL_SCORES_H
+
+#include "tiles.h"
+
+typedef struct {
+    const attention_arguments *p;
+    const tables *t;
+    workspace *w;
+    int64_t n;       /* batch x head */
+    int64_t start;   /* write index of the block's first query */
+    int queries;
+    int plain;       /* one image each, neither offset nor noise */
+    int weighted;    /* forward: store phi times the weights of the values; backward: phi itself */
+} pass;
+
+/* Noise of the scores, transposed: (key, query) */
+static void place_noise(const pass *s, int64_t tile, piece at)
+{
+    const attention_arguments *p = s->p;
+    int64_t tiles = tiles_of(p), row = s->n * p->queries + s->start - p->query_start;
+    int64_t inside = at.first % p->window - tile * p->slots;
+    for (int q = 0; q < s->queries; q++) {
+        const float *z = p->pool + p->score_start[(row + q) * tiles + tile] + inside;
+        float sigma = p->score_sigma[row + q];
+        for (int r = 0; r < at.rows; r++)
+            s->w->noise[r * BLOCK + q] = sigma * z[r];
+    }
+}
+
+INLINE void score_rows(const pass *s, piece at, const float *const *keys, int row, int lane, const int plain,
+                       const int weighted, const int wide)
+{
+    const attention_arguments *p = s->p;
+    const vf zero = all(0.0f), one = all(1.0f);
+    int64_t age = s->start + lane - (at.first + row);
+    vf score[ROWS][MOST], acc[ROWS][MOST];
+    clear(acc, wide);
+    multiply(acc, wide, keys[0] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < wide; v++)
+            score[r][v] = acc[r][v] * load(s->t->k[0] + age - r + v * LANES);
+    if (!plain) {
+        for (int64_t i = 1; i < p->images_k; i++) {
+            clear(acc, wide);
+            multiply(acc, wide, keys[i] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < wide; v++)
+                    score[r][v] += acc[r][v] * load(s->t->k[i] + age - r + v * LANES);
+        }
+        for (int r = 0; r < ROWS; r++) {
+            float exists = row + r < at.rows ? 1.0f : 0.0f;
+            float offset = 0.0f;
+            if (p->score_offset && exists != 0.0f)
+                offset = p->score_offset[s->n % p->heads * p->window + (at.first + row + r) % p->window];
+            for (int v = 0; v < wide; v++) {
+                vf x = score[r][v] + offset;
+                if (p->score_sigma && exists != 0.0f)
+                    x += load(s->w->noise + (row + r) * BLOCK + lane + v * LANES);
+                score[r][v] = x * exists * load(s->t->live + age - r + v * LANES);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < wide; v++) {
+            vf phi = clamp(score[r][v], zero, one);
+            float *to = s->w->pulses + (row + r) * BLOCK + lane + v * LANES;
+            if (!weighted) {
+                store(to, phi);
+                continue;
+            }
+            store(to, phi * load(s->t->v[0] + age - r + v * LANES));
+            if (!plain) {
+                for (int64_t i = 1; i < p->images_v; i++)
+                    store(to + i * BLOCK * BLOCK, phi * load(s->t->v[i] + age - r + v * LANES));
+                if (p->charge_noise) {
+                    float *sums = s->w->sums + lane + v * LANES;
+                    store(sums, load(sums) + phi);
+                    store(sums + BLOCK, load(sums + BLOCK) + phi * phi);
+                }
+            }
+        }
+}
+
+INLINE void score_groups(const pass *s, piece at, const float *const *keys, const int plain, const int weighted)
+{
+    for (int row = 0; row < at.rows; row += ROWS) {
+        int low, high;
+        readers(s->p, s->start, s->queries, at.first + row, (int)least(ROWS, at.rows - row), &low, &high);
+        low = low / LANES * LANES;
+        int left = (high - low + LANES - 1) / LANES, wide;
+        for (int lane = low; left > 0; lane += wide * LANES, left -= wide) {
+            wide = next_width(left);
+            WITH_WIDTH(wide, score_rows, s, at, keys, row, lane, plain, weighted)
+        }
+    }
+}
+
+/* Fills w->pulses where some query of a group of ROWS reads some key of a group of ROWS. */
+static void score_piece(const pass *s, int64_t tile, piece at)
+{
+    const attention_arguments *p = s->p;
+    const float *keys[MOST_IMAGES];
+    float *copy = s->w->rows;
+    for (int64_t i = 0; i < p->images_k; i++, copy += BLOCK * p->width)
+        keys[i] = whole_rows(p->key + (s->n * p->images_k + i) * p->keys * p->width, at, p->key_start, p->width, copy);
+    if (!s->plain && p->score_sigma)
+        place_noise(s, tile, at);
+    if (s->plain && s->weighted)
+        score_groups(s, at, keys, 1, 1);
+    else if (s->plain)
+        score_groups(s, at, keys, 1, 0);
+    else if (s->weighted)
+        score_groups(s, at, keys, 0, 1);
+    else
+        score_groups(s, at, keys, 0, 0);
+}
+
+#endif

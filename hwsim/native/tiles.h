@@ -1,0 +1,179 @@
+/* How a sequence is cut: blocks of queries, and for each sub-tile the pieces of keys that a block reads. */
+#ifndef GAIN_CELL_TILES_H
+#define GAIN_CELL_TILES_H
+
+#include <stdlib.h>
+
+#include "attention.h"
+#include "vectors.h"
+
+#define BLOCK 64 /* queries of a block; keys of a piece */
+#define MARGIN 160 /* zeros on either side of an age table: BLOCK + BLOCK + LANES and some */
+
+typedef struct {
+    int64_t first; /* write index of the first key */
+    int rows;
+} piece;
+
+/* Age tables with zeros at the ages that are not read, shared by all threads of a call. */
+typedef struct {
+    float *memory;
+    const float *k[MOST_IMAGES], *v[MOST_IMAGES], *slope_k[MOST_IMAGES], *slope_v[MOST_IMAGES], *live;
+} tables;
+
+/* What one thread works with; sizes in floats beside each. */
+typedef struct {
+    void *memory;
+    float *query, *query_t;   /* (BLOCK, width), (width, BLOCK) */
+    float *out;               /* (BLOCK, width) */
+    float *pulses;            /* (images, BLOCK keys, BLOCK queries) phi, or phi times its weight */
+    float *charge;            /* (BLOCK, width) of the pieces so far; backward: gradient of the queries */
+    float *rows;              /* (images, BLOCK, width) keys or values of a ragged piece, with zeros below */
+    float *noise;             /* (BLOCK keys, BLOCK queries) */
+    float *sums;              /* (2, BLOCK) of phi and phi^2 */
+    float *grad, *grad_t;     /* (BLOCK, width), (width, BLOCK) */
+    float *passed, *passed_t; /* gradient behind the readout of one sub-tile, likewise */
+    float *slopes;            /* (images, BLOCK keys, BLOCK queries) gradient of the scores, weighted */
+    float *added;             /* (BLOCK, width) gradient of a ragged piece */
+    piece *pieces;
+} workspace;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t tiles_of(const attention_arguments *p) { return (p->window + p->slots - 1) / p->slots; }
+
+/* End of the block of queries that starts at write index `start`. Within one sub-tile a block and its keys form a
+ * square, of which this lap fills one triangle and the lap before the other: no work is lost at the window's ends. */
+INLINE int64_t block_end(const attention_arguments *p, int64_t start)
+{
+    int64_t unit = p->slots >= BLOCK ? p->slots : BLOCK / p->slots * p->slots;
+    int64_t lap = start / p->window * p->window, slot = start - lap;
+    int64_t base = slot / unit * unit, end = least(base + unit, p->window);
+    end = least(end, base + ((slot - base) / BLOCK + 1) * BLOCK);
+    return least(lap + end, p->query_start + p->queries);
+}
+
+/* Lists the pieces of sub-tile `tile` that queries [start, stop) read. */
+static int find_pieces(const attention_arguments *p, int64_t start, int64_t stop, int64_t tile, piece *found)
+{
+    int count = 0;
+    int64_t oldest = most(p->key_start, start - p->window + 1), end = least(p->key_start + p->keys, stop);
+    int64_t now = start / p->window;
+    for (int64_t lap = now > 0 ? now - 1 : 0; lap <= now; lap++) {
+        int64_t base = lap * p->window;
+        int64_t first = base + tile * p->slots, last = base + least((tile + 1) * p->slots, p->window);
+        first = most(first, oldest);
+        last = least(last, end);
+        for (; first < last; first += BLOCK)
+            found[count++] = (piece){first, (int)least(BLOCK, last - first)};
+    }
+    return count;
+}
+
+/* Which of a block's queries [start, ..) read any of `rows` keys from `first` on; the answer is [*low, *high). */
+INLINE void readers(const attention_arguments *p, int64_t start, int queries, int64_t first, int rows, int *low,
+                    int *high)
+{
+    *low = (int)most(0, first - start);
+    *high = (int)least(queries, first + rows - 1 + p->window - start);
+}
+
+/* Which keys of a piece any of the queries [start, start + queries) read. */
+INLINE void read_by(const attention_arguments *p, int64_t start, int queries, piece at, int *low, int *high)
+{
+    *low = (int)most(0, start - p->window + 1 - at.first);
+    *high = (int)least(at.rows, start + queries - at.first);
+}
+
+/* out[c][r] = in[r][c]; columns in sixteens, so that both sides stay in the cache */
+static void transpose(float *restrict out, int64_t out_stride, const float *restrict in, int64_t in_stride, int rows,
+                      int64_t columns)
+{
+    for (int64_t c0 = 0; c0 < columns; c0 += 16)
+        for (int r0 = 0; r0 < rows; r0 += 16)
+            for (int64_t c = c0; c < c0 + 16; c++)
+                for (int r = r0; r < r0 + 16; r++)
+                    out[c * out_stride + r] = in[r * in_stride + c];
+}
+
+/* Copies `rows` rows and writes zeros below them, up to BLOCK. */
+static void copy_rows(float *out, const float *in, int rows, int64_t width)
+{
+    memcpy(out, in, (size_t)(rows * width) * sizeof(float));
+    memset(out + rows * width, 0, (size_t)((BLOCK - rows) * width) * sizeof(float));
+}
+
+/* Rows of a piece in whole groups of ROWS: the tensor's own, or a copy with zeros below. */
+INLINE const float *whole_rows(const float *base, piece at, int64_t key_start, int64_t width, float *copy)
+{
+    const float *rows = base + (at.first - key_start) * width;
+    if (at.rows % ROWS == 0)
+        return rows;
+    copy_rows(copy, rows, at.rows, width);
+    return copy;
+}
+
+static const float *padded(float *at, const float *table, int64_t window)
+{
+    memset(at, 0, (size_t)(window + 2 * MARGIN) * sizeof(float));
+    for (int64_t age = 0; age < window; age++)
+        at[MARGIN + age] = table ? table[age] : 1.0f;
+    return at + MARGIN;
+}
+
+static int make_tables(tables *t, const attention_arguments *p)
+{
+    int64_t size = p->window + 2 * MARGIN;
+    t->memory = malloc((size_t)((4 * MOST_IMAGES + 1) * size) * sizeof(float));
+    if (!t->memory)
+        return 0;
+    float *at = t->memory;
+    for (int64_t i = 0; i < p->images_k; i++, at += size)
+        t->k[i] = padded(at, p->weight_k + i * p->window, p->window);
+    for (int64_t i = 0; i < p->images_v; i++, at += size)
+        t->v[i] = padded(at, p->weight_v + i * p->window, p->window);
+    for (int64_t i = 0; p->grad && i < p->images_dk; i++, at += size)
+        t->slope_k[i] = padded(at, p->slope_weight_k + i * p->window, p->window);
+    for (int64_t i = 0; p->grad && i < p->images_dv; i++, at += size)
+        t->slope_v[i] = padded(at, p->slope_weight_v + i * p->window, p->window);
+    t->live = padded(at, NULL, p->window);
+    return 1;
+}
+
+static float *take(float **at, int64_t floats)
+{
+    float *here = *at;
+    *at += (floats + 15) / 16 * 16;
+    return here;
+}
+
+static int make_workspace(workspace *w, const attention_arguments *p)
+{
+    int64_t plane = BLOCK * p->width, square = BLOCK * BLOCK;
+    int64_t images = most(most(p->images_k, p->images_v), most(p->images_dk, p->images_dv));
+    int64_t pieces = 2 * (p->slots / BLOCK + 2);
+    int64_t floats = (9 + images) * plane + (2 * images + 1) * square + 2 * BLOCK + 16;
+    char *memory = malloc((size_t)floats * sizeof(float) + (size_t)pieces * sizeof(piece) + 64);
+    w->memory = memory;
+    if (!memory)
+        return 0;
+    float *at = (float *)(memory + (64 - (uintptr_t)memory % 64));
+    w->query = take(&at, plane);
+    w->query_t = take(&at, plane);
+    w->out = take(&at, plane);
+    w->charge = take(&at, plane);
+    w->rows = take(&at, images * plane);
+    w->grad = take(&at, plane);
+    w->grad_t = take(&at, plane);
+    w->passed = take(&at, plane);
+    w->passed_t = take(&at, plane);
+    w->added = take(&at, plane);
+    w->pulses = take(&at, images * square);
+    w->slopes = take(&at, images * square);
+    w->noise = take(&at, square);
+    w->sums = take(&at, 2 * BLOCK);
+    w->pieces = (piece *)at;
+    return 1;
+}
+
+#endif
