@@ -20,13 +20,13 @@ static int pass_readout(const pass *s, int64_t tile)
     if (!any && !gain)
         return 0;
     for (int q = 0; q < s->queries; q++)
-        for (int64_t d = 0; d < width; d++) {
-            float x = s->w->grad[q * width + d];
+        for (int64_t d = 0; d < width; d += LANES) {
+            vf x = load(s->w->grad + q * width + d);
             if (gain)
-                x *= gain[d];
-            if (any && saturated[q * stride + d / 8] >> (d % 8) & 1)
-                x = 0.0f;
-            s->w->passed[q * width + d] = x;
+                x *= load(gain + d);
+            if (any)
+                x = where_clear(saturated + q * stride, d, x);
+            store(s->w->passed + q * width + d, x);
         }
     memset(s->w->passed + s->queries * width, 0, (size_t)((BLOCK - s->queries) * width) * sizeof(float));
     transpose(s->w->passed_t, BLOCK, s->w->passed, width, BLOCK, width);
@@ -42,19 +42,19 @@ INLINE void slope_rows(const pass *s, piece at, const float *const *values, cons
     vf acc[ROWS][MOST];
     clear(acc, wide);
     multiply(acc, wide, values[0] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < wide; v++)
+    EACH_ROW(r)
+        EACH_VECTOR(v)
             acc[r][v] *= load(s->t->slope_v[0] + age - r + v * LANES);
     for (int64_t i = 1; !plain && i < p->images_dv; i++) {
         vf more[ROWS][MOST];
         clear(more, wide);
         multiply(more, wide, values[i] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < wide; v++)
+        EACH_ROW(r)
+            EACH_VECTOR(v)
                 acc[r][v] += more[r][v] * load(s->t->slope_v[i] + age - r + v * LANES);
     }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < wide; v++) {
+    EACH_ROW(r)
+        EACH_VECTOR(v) {
             int64_t to = (row + r) * BLOCK + lane + v * LANES, then = age - r + v * LANES;
             vf phi = load(s->w->pulses + to), open = where_open(phi, acc[r][v]);
             for (int64_t i = 0; i < (plain ? 1 : p->images_dk); i++)
@@ -82,13 +82,14 @@ INLINE void add_product(float *to, int64_t width, const float *a, int64_t ra, in
                         int64_t count, const int wide)
 {
     vf acc[ROWS][MOST];
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < wide; v++)
-            acc[r][v] = load(to + r * width + v * LANES);
+    EACH_ROW(r)
+        EACH_VECTOR(v)
+            __builtin_prefetch(to + r * width + v * LANES, 1);
+    clear(acc, wide);
     multiply(acc, wide, a, ra, ka, b, width, count);
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < wide; v++)
-            store(to + r * width + v * LANES, acc[r][v]);
+    EACH_ROW(r)
+        EACH_VECTOR(v)
+            store(to + r * width + v * LANES, load(to + r * width + v * LANES) + acc[r][v]);
 }
 
 /* to (ROWS, width) += a b, with b (count, width) */

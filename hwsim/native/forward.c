@@ -32,10 +32,10 @@ INLINE void read_rows(const pass *s, readout *o, vf acc[ROWS][MOST], int query, 
                       const int wide)
 {
     const int64_t width = s->p->width;
-    for (int r = 0; r < ROWS; r++) {
+    EACH_ROW(r) {
         if (query + r >= s->queries)
             break;
-        for (int v = 0; v < wide; v++) {
+        EACH_VECTOR(v) {
             int64_t at = column + v * LANES;
             vf x = acc[r][v];
             if (!plain) {
@@ -75,8 +75,8 @@ INLINE void charge_rows(const pass *s, readout *o, const float *const *values, i
     vf acc[ROWS][MOST];
     clear(acc, wide);
     if (!first)
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < wide; v++)
+        EACH_ROW(r)
+            EACH_VECTOR(v)
                 acc[r][v] = load(charge + r * p->width + v * LANES);
     for (int64_t i = 0; i < (plain ? 1 : p->images_v); i++)
         multiply(acc, wide, s->w->pulses + (i * BLOCK + low) * BLOCK + query, 1, BLOCK,
@@ -84,8 +84,8 @@ INLINE void charge_rows(const pass *s, readout *o, const float *const *values, i
     if (last)
         read_rows(s, o, acc, query, column, plain, wide);
     else
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < wide; v++)
+        EACH_ROW(r)
+            EACH_VECTOR(v)
                 store(charge + r * p->width + v * LANES, acc[r][v]);
 }
 
@@ -159,7 +159,8 @@ static void forward_block(const attention_arguments *p, const tables *t, workspa
     memset(w->out, 0, (size_t)(BLOCK * p->width) * sizeof(float));
     for (int64_t tile = 0; tile < tiles_of(p); tile++) {
         int count = find_pieces(p, start, stop, tile, w->pieces);
-        memset(w->sums, 0, 2 * BLOCK * sizeof(float));
+        if (p->charge_noise)
+            memset(w->sums, 0, 2 * BLOCK * sizeof(float));
         for (int i = 0; i < count; i++) {
             score_piece(&s, tile, w->pieces[i]);
             if (i == count - 1) /* the noise's deviation needs the pulses of all pieces */
@@ -168,7 +169,7 @@ static void forward_block(const attention_arguments *p, const tables *t, workspa
         }
     }
     float *out = p->out + row * p->width, step = o.rounds ? (float)p->step : 1.0f;
-    for (int64_t i = 0; i < s.queries * p->width; i += LANES)
+    for (int64_t i = 0, end = s.queries * p->width; i < end; i += LANES)
         store(out + i, load(w->out + i) * step);
 }
 

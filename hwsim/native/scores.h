@@ -33,28 +33,27 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
                        const int weighted, const int wide)
 {
     const attention_arguments *p = s->p;
-    const vf zero = all(0.0f), one = all(1.0f);
     int64_t age = s->start + lane - (at.first + row);
     vf score[ROWS][MOST], acc[ROWS][MOST];
     clear(acc, wide);
     multiply(acc, wide, keys[0] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < wide; v++)
+    EACH_ROW(r)
+        EACH_VECTOR(v)
             score[r][v] = acc[r][v] * load(s->t->k[0] + age - r + v * LANES);
     if (!plain) {
         for (int64_t i = 1; i < p->images_k; i++) {
             clear(acc, wide);
             multiply(acc, wide, keys[i] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < wide; v++)
+            EACH_ROW(r)
+                EACH_VECTOR(v)
                     score[r][v] += acc[r][v] * load(s->t->k[i] + age - r + v * LANES);
         }
-        for (int r = 0; r < ROWS; r++) {
+        EACH_ROW(r) {
             float exists = row + r < at.rows ? 1.0f : 0.0f;
             float offset = 0.0f;
             if (p->score_offset && exists != 0.0f)
                 offset = p->score_offset[s->n % p->heads * p->window + (at.first + row + r) % p->window];
-            for (int v = 0; v < wide; v++) {
+            EACH_VECTOR(v) {
                 vf x = score[r][v] + offset;
                 if (p->score_sigma && exists != 0.0f)
                     x += load(s->w->noise + (row + r) * BLOCK + lane + v * LANES);
@@ -62,8 +61,9 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
             }
         }
     }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < wide; v++) {
+    const vf zero = fresh(0.0f), one = fresh(1.0f);
+    EACH_ROW(r)
+        EACH_VECTOR(v) {
             vf phi = clamp(score[r][v], zero, one);
             float *to = s->w->pulses + (row + r) * BLOCK + lane + v * LANES;
             if (!weighted) {

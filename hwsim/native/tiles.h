@@ -85,15 +85,13 @@ INLINE void read_by(const attention_arguments *p, int64_t start, int queries, pi
     *high = (int)least(at.rows, start + queries - at.first);
 }
 
-/* out[c][r] = in[r][c]; columns in sixteens, so that both sides stay in the cache */
-static void transpose(float *restrict out, int64_t out_stride, const float *restrict in, int64_t in_stride, int rows,
-                      int64_t columns)
+/* out[c][r] = in[r][c], for rows and columns in fours */
+static void transpose(float *restrict out, int64_t out_stride, const float *restrict in, int64_t in_stride,
+                      int64_t rows, int64_t columns)
 {
-    for (int64_t c0 = 0; c0 < columns; c0 += 16)
-        for (int r0 = 0; r0 < rows; r0 += 16)
-            for (int64_t c = c0; c < c0 + 16; c++)
-                for (int r = r0; r < r0 + 16; r++)
-                    out[c * out_stride + r] = in[r * in_stride + c];
+    for (int64_t c = 0; c < columns; c += 4)
+        for (int64_t r = 0; r < rows; r += 4)
+            transpose_quad(out + c * out_stride + r, out_stride, in + r * in_stride + c, in_stride);
 }
 
 /* Copies `rows` rows and writes zeros below them, up to BLOCK. */

@@ -24,6 +24,17 @@
 #endif
 #define MOST 3
 
+/* All sixteen registers are taken by one step of `multiply`: loads of the next step shall not be moved into it */
+#if LANES == 8
+#define KEEP_ORDER __asm__ volatile("" ::: "memory");
+#else
+#define KEEP_ORDER
+#endif
+
+/* Unrolled, so that accumulators indexed by r and v live in registers; `wide` has to be a constant */
+#define EACH_ROW(r) _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++)
+#define EACH_VECTOR(v) _Pragma("GCC unroll 3") for (int v = 0; v < wide; v++)
+
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 
@@ -41,7 +52,23 @@ INLINE void store(float *p, vf x)
 
 INLINE vf all(float x)
 {
-    return (vf){0} + x;
+#if LANES == 16
+    return (vf)_mm512_set1_ps(x);
+#elif LANES == 8
+    return (vf)_mm256_set1_ps(x);
+#else
+    return (vf){x, x, x, x};
+#endif
+}
+
+/* A constant made here and now: kept in a register across `multiply` it would push an accumulator out */
+INLINE vf fresh(float x)
+{
+    vf y = all(x);
+#if LANES > 4
+    __asm__ volatile("" : "+v"(y));
+#endif
+    return y;
 }
 
 INLINE vf clamp(vf x, vf low, vf high)
@@ -91,6 +118,22 @@ INLINE unsigned saturated_lanes(vf x)
 #endif
 }
 
+/* x in the lanes whose bit is not set, else 0; the bits of lane 0 start at bit `first` of a string of bytes */
+INLINE vf where_clear(const uint8_t *bytes, int64_t first, vf x)
+{
+#if LANES == 16
+    uint16_t bits;
+    memcpy(&bits, bytes + first / 8, sizeof bits);
+    return (vf)_mm512_maskz_mov_ps((__mmask16)~bits, (__m512)x);
+#else
+    int32_t bits = bytes[first / 8] >> (first % 8);
+    vi one_each;
+    for (int i = 0; i < LANES; i++)
+        one_each[i] = bits & 1 << i;
+    return (vf)((vi)x & (one_each == 0));
+#endif
+}
+
 INLINE float sum(vf x)
 {
 #if LANES == 16
@@ -104,32 +147,56 @@ INLINE float sum(vf x)
 #endif
 }
 
+typedef float quad __attribute__((vector_size(16)));
+typedef int32_t quad_index __attribute__((vector_size(16)));
+
+#if defined(__clang__)
+#define PICK(x, y, a, b, c, d) __builtin_shufflevector(x, y, a, b, c, d)
+#else
+#define PICK(x, y, a, b, c, d) __builtin_shuffle(x, y, (quad_index){a, b, c, d})
+#endif
+
+/* out[c][r] = in[r][c] for r, c < 4 */
+INLINE void transpose_quad(float *out, int64_t out_stride, const float *in, int64_t in_stride)
+{
+    quad x[4], y[4];
+    for (int r = 0; r < 4; r++)
+        memcpy(&x[r], in + r * in_stride, sizeof x[r]);
+    y[0] = PICK(x[0], x[1], 0, 4, 1, 5);
+    y[1] = PICK(x[2], x[3], 0, 4, 1, 5);
+    y[2] = PICK(x[0], x[1], 2, 6, 3, 7);
+    y[3] = PICK(x[2], x[3], 2, 6, 3, 7);
+    x[0] = PICK(y[0], y[1], 0, 1, 4, 5);
+    x[1] = PICK(y[0], y[1], 2, 3, 6, 7);
+    x[2] = PICK(y[2], y[3], 0, 1, 4, 5);
+    x[3] = PICK(y[2], y[3], 2, 3, 6, 7);
+    for (int r = 0; r < 4; r++)
+        memcpy(out + r * out_stride, &x[r], sizeof x[r]);
+}
+
 /* acc[r][v] += sum_k a[r ra + k ka] b[k rb + v LANES + lane]; the one loop where the time goes.
  * `wide` is a constant at each call, so that the accumulators live in registers. */
 INLINE void multiply(vf acc[ROWS][MOST], const int wide, const float *a, int64_t ra, int64_t ka, const float *b,
                      int64_t rb, int64_t count)
 {
+#pragma GCC unroll 4
     for (int64_t k = 0; k < count; k++, a += ka, b += rb) {
         vf y[MOST];
-#pragma GCC unroll 3
-        for (int v = 0; v < wide; v++)
+        EACH_VECTOR(v)
             y[v] = load(b + v * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
+        EACH_ROW(r) {
             vf x = all(a[r * ra]);
-#pragma GCC unroll 3
-            for (int v = 0; v < wide; v++)
+            EACH_VECTOR(v)
                 acc[r][v] += x * y[v];
         }
+        KEEP_ORDER
     }
 }
 
 INLINE void clear(vf acc[ROWS][MOST], const int wide)
 {
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 3
-        for (int v = 0; v < wide; v++)
+    EACH_ROW(r)
+        EACH_VECTOR(v)
             acc[r][v] = (vf){0};
 }
 
