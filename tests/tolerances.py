@@ -75,3 +75,6 @@ over the edge of an 8-bit code (measured: below 3e-4)."""
 MASKED_MEAN = 1e-6
 """Absolute, of values of order 1: Flower's mean of float32 is off by a few 1e-7, the masked mean by 2^-31 and one
 rounding to float32; adaptive servers multiply that by up to ten."""
+
+NATIVE_FLIPS = 1e-4
+"""Share of outputs of the C kernels, float32, that may lie one readout step from float64 (measured: below 3e-5)."""

@@ -179,7 +179,7 @@ INLINE void transpose_quad(float *out, int64_t out_stride, const float *in, int6
 INLINE void multiply(vf acc[ROWS][MOST], const int wide, const float *a, int64_t ra, int64_t ka, const float *b,
                      int64_t rb, int64_t count)
 {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int64_t k = 0; k < count; k++, a += ka, b += rb) {
         vf y[MOST];
         EACH_VECTOR(v)

@@ -1,0 +1,109 @@
+"""What the C kernels compute, written densely in float64, and inputs for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hwsim.native import Cells, Circuits, Geometry, Noise, Readout
+
+POOL = 20000
+
+
+def dense_attention(query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits) -> Tensor:
+    """Return (n, queries, head_dim); differentiable in query and images."""
+    count, queries, dims = query.shape
+    t = geometry.query_start + torch.arange(queries)
+    s = geometry.key_start + torch.arange(cells.key.shape[2])
+    age = t[:, None] - s
+    live = (age >= 0) & (age < geometry.window)
+    at = age.clamp(0, geometry.window - 1)
+    slot, readout, noise = s % geometry.window, circuits.readout, circuits.noise
+
+    scores = sum(
+        (query @ cells.key[:, i].mT) * cells.weight_k[i].double()[at] for i in range(cells.key.shape[1])
+    )  # fmt: skip
+    if circuits.score_offset is not None:
+        scores = scores + _of_heads(circuits.score_offset, count)[:, None, slot]
+    if noise is not None and noise.score_sigma is not None:
+        tile = slot // geometry.slots
+        place = noise.score_start.long()[:, :, tile] + slot - tile * geometry.slots
+        scores = scores + noise.score_sigma.double()[..., None] * noise.pool.double()[place]
+    phi = scores.clamp(0, 1) * live
+    out = torch.zeros_like(query)
+    for j in range(geometry.tiles):
+        inside = slot // geometry.slots == j
+        p, read = phi[..., inside], live[:, inside].any(-1)
+        charge = sum(
+            (p * cells.weight_v[i].double()[at[:, inside]]) @ cells.value[:, i, inside]
+            for i in range(cells.value.shape[1])
+        )
+        if noise is not None and noise.charge is not None:
+            full, white, flicker = noise.charge
+            sigma = full * (white * p.sum(-1) + flicker * (p * p).sum(-1)).sqrt().detach()
+            place = noise.charge_start.long()[:, :, j, None] + torch.arange(dims)
+            charge = charge + sigma[..., None] * noise.pool.double()[place]
+        if readout.gain is not None:
+            charge = charge * _of_heads(readout.gain, count)[:, j, None]
+        clipped = torch.nn.functional.hardtanh(charge)
+        code = clipped
+        if readout.step:
+            code = clipped / readout.step
+            if readout.offset is not None:
+                code = code + _of_heads(readout.offset, count)[:, j, None]
+            code = code.round().clamp(-readout.top, readout.top) * readout.step
+        out = out + (clipped + (code - clipped).detach()) * read[:, None]
+    return out
+
+
+def _of_heads(x: Tensor, count: int) -> Tensor:
+    return x.double().repeat(count // x.shape[0], *([1] * (x.ndim - 1)))
+
+
+def inputs(
+    tokens: int, head_dim: int, geometry: Geometry, images: tuple[int, int] = (1, 1), heads: int = 2, batch: int = 2,
+    seed: int = 0,
+) -> tuple[Tensor, Cells]:  # fmt: skip
+    """Draw queries and cells whose scores and charges overshoot their ranges now and then."""
+    rng = torch.Generator().manual_seed(seed)
+    n, age = batch * heads, torch.arange(geometry.window) / geometry.window
+
+    def normal(count: int, size: float) -> Tensor:
+        return torch.randn(n, count, tokens, head_dim, generator=rng) * size
+
+    def decay(count: int) -> Tensor:
+        return torch.stack([torch.exp(-(i + 1) * age) * (1 - 0.3 * i) for i in range(count)])
+
+    query = torch.rand(n, tokens, head_dim, generator=rng)
+    key = normal(images[0], 1.2 / head_dim**0.5) + 0.6 / head_dim
+    return query, Cells(key, normal(images[1], 0.2), decay(images[0]), decay(images[1]))
+
+
+def circuits(
+    tokens: int, head_dim: int, geometry: Geometry, *, mismatch: bool = False, noise: bool = False, heads: int = 2,
+    batch: int = 2, step: float = 1 / 15, seed: int = 1,
+) -> Circuits:  # fmt: skip
+    """Return circuits with or without static deviations and noise."""
+    rng = torch.Generator().manual_seed(seed)
+    shape = (heads, geometry.tiles, head_dim)
+    found = Circuits(Readout(step, 15 if step else 0.0))
+    if mismatch:
+        readout = replace(
+            found.readout,
+            gain=1 + 0.1 * torch.randn(shape, generator=rng),
+            offset=0.4 * torch.randn(shape, generator=rng),
+        )
+        found = Circuits(readout, None, 0.05 * torch.randn(heads, geometry.window, generator=rng))
+    if noise:
+        places = (batch * heads, tokens, geometry.tiles)
+        width = max(min(geometry.slots, geometry.window), head_dim)
+        start, start2 = (
+            torch.randint(0, POOL - width + 1, places, generator=rng, dtype=torch.int32) for _ in range(2)
+        )
+        start2[0] = POOL - head_dim  # the last row of the pool
+        sigma = 0.05 * torch.rand(places[:2], generator=rng)
+        drawn = Noise(torch.randn(POOL, generator=rng), sigma, start, (0.1, 0.04, 0.01), start2)
+        found = replace(found, noise=drawn)
+    return found

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from hwsim import native
+from hwsim.native import Cells, Circuits, Geometry, Noise, Readout, build
+from tests import tolerances
+from tests.hwsim.native_reference import circuits, dense_attention, inputs
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason=f"no native kernel: {build.load()}")
+each_variant = pytest.mark.parametrize("variant", list(build.VARIANTS))
+SHAPES = [  # tokens, window, slots
+    (1, 64, 64), (63, 1000, 64), (64, 64, 64), (65, 40, 64), (100, 70, 64), (300, 100, 64), (300, 192, 64),
+    (300, 128, 32), (200, 90, 7), (300, 300, 256), (40, 5, 2),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _runs(request):
+    name = request.node.callspec.params.get("variant") if hasattr(request.node, "callspec") else None
+    if name and name not in build.variants():
+        pytest.skip(f"this processor does not run {name}")
+
+
+@needs_compiler
+@each_variant
+@pytest.mark.parametrize(("tokens", "window", "slots"), SHAPES)
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_plain_cells(variant, tokens, window, slots, head_dim):
+    geometry = Geometry(window, slots)
+    _compare(*inputs(tokens, head_dim, geometry), geometry, circuits(tokens, head_dim, geometry), variant)
+
+
+@needs_compiler
+@each_variant
+@pytest.mark.parametrize(("tokens", "window", "slots"), SHAPES)
+@pytest.mark.parametrize(("images", "mismatch", "noise"), [((4, 4), False, False), ((1, 1), True, False),
+                                                           ((1, 1), False, True), ((3, 2), True, True)])  # fmt: skip
+def test_cubic_law_mismatch_and_noise(variant, tokens, window, slots, images, mismatch, noise):
+    geometry = Geometry(window, slots)
+    around = circuits(tokens, 64, geometry, mismatch=mismatch, noise=noise)
+    _compare(*inputs(tokens, 64, geometry, images), geometry, around, variant)
+
+
+@needs_compiler
+@each_variant
+@pytest.mark.parametrize("head_dim", [8, 20, 32, 128])
+def test_other_head_dimensions(variant, head_dim):
+    geometry = Geometry(70, 64)
+    around = circuits(100, head_dim, geometry, mismatch=True, noise=True)
+    _compare(*inputs(100, head_dim, geometry), geometry, around, variant)
+
+
+@needs_compiler
+@each_variant
+def test_continuous_readout(variant):
+    geometry = Geometry(70, 64)
+    _compare(*inputs(100, 64, geometry), geometry, circuits(100, 64, geometry, step=0.0), variant)
+
+
+@needs_compiler
+@each_variant
+def test_gradient_of_other_cells(variant):
+    geometry = Geometry(70, 64)
+    query, cells = inputs(100, 64, geometry, (4, 4))
+    _, slopes = inputs(100, 64, geometry, (1, 1), seed=5)
+    around = circuits(100, 64, geometry)
+    out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
+    weight = _weight(out)
+    found = native.attention_backward(
+        weight, query, cells, geometry, around, saturated, slopes=slopes, variant=variant
+    )  # fmt: skip
+
+    q, smooth = _doubles(query, slopes)
+    exact = Cells(cells.key.double(), cells.value.double(), cells.weight_k, cells.weight_v)
+    expected = _straight_through(q, exact, smooth, geometry, around, weight.double())
+    _assert_gradients(found, torch.autograd.grad(expected, (q, smooth.key, smooth.value)))
+
+
+@needs_compiler
+@each_variant
+@pytest.mark.parametrize("start", [1, 64, 129])
+def test_chunk_continues_the_sequence(variant, start):
+    geometry = Geometry(100, 64)
+    query, cells = inputs(200, 64, geometry, (2, 2))
+    around = circuits(200, 64, geometry, mismatch=True)
+    whole, _ = native.attention_forward(query, cells, geometry, around, variant=variant)
+    part, _ = native.attention_forward(
+        query[:, start:], cells, replace(geometry, query_start=start), around, variant=variant
+    )
+    _assert_codes(part, whole[:, start:].double(), 1 / 15)
+    first = max(0, start - 99)
+    kept = Cells(cells.key[:, :, first:], cells.value[:, :, first:], cells.weight_k, cells.weight_v)
+    geometry = replace(geometry, query_start=start, key_start=first)
+    _compare(query[:, start:], kept, geometry, around, variant)
+
+
+@needs_compiler
+@each_variant
+@pytest.mark.parametrize(("images", "mismatch", "noise"), [((1, 1), False, False), ((4, 3), True, True)])
+@pytest.mark.parametrize("tokens", [1, 40, 100, 257])
+def test_decode_is_the_last_row_of_prefill(variant, images, mismatch, noise, tokens):
+    geometry = Geometry(100, 64)
+    query, cells = inputs(tokens, 80, geometry, images)
+    around = circuits(tokens, 80, geometry, mismatch=mismatch, noise=noise)
+    expected, _ = native.attention_forward(query, cells, geometry, around, variant=variant)
+    newest = torch.arange(max(0, tokens - 100), tokens)
+    rings = [torch.full((*x.shape[:2], 100, 80), 7.0) for x in (cells.key, cells.value)]
+    for ring, x in zip(rings, (cells.key, cells.value), strict=True):
+        ring[:, :, newest % 100] = x[:, :, newest]
+    if noise:
+        n = around.noise
+        assert n is not None and n.score_sigma is not None and n.score_start is not None and n.charge_start is not None
+        last = Noise(n.pool, n.score_sigma[:, -1:], n.score_start[:, -1:], n.charge, n.charge_start[:, -1:])
+        around = replace(around, noise=last)
+    out = native.attention_decode(
+        query[:, -1:], Cells(*rings, cells.weight_k, cells.weight_v), torch.full((4,), tokens - 1), geometry, around,
+        variant=variant,
+    )  # fmt: skip
+    _assert_codes(out, expected[:, -1:].double(), 1 / 15)
+
+
+@needs_compiler
+@each_variant
+def test_threads_do_not_change_a_bit(variant):
+    geometry = Geometry(100, 64)
+    query, cells = inputs(300, 64, geometry, (2, 2))
+    around = circuits(300, 64, geometry, noise=True)
+
+    def all_results(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
+        grads = native.attention_backward(_weight(out), query, cells, geometry, around, saturated, variant=variant)
+        ring = Cells(*(x[:, :, :100].contiguous() for x in (cells.key, cells.value)), cells.weight_k, cells.weight_v)
+        plain = circuits(300, 64, geometry)
+        return [out, *grads, native.attention_decode(query[:, :1], ring, torch.arange(4), geometry, plain)]
+
+    before = torch.get_num_threads()
+    try:
+        one, three = all_results(1), all_results(3)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one, three, strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_compiler
+def test_wrong_tensors_are_named():
+    geometry = Geometry(70, 64)
+    query, cells = inputs(10, 64, geometry)
+    plain = Circuits(Readout())
+    with pytest.raises(ValueError, match=r"query: expected torch.float32 .* received torch.float64"):
+        native.attention_forward(query.double(), cells, geometry, plain)
+    with pytest.raises(ValueError, match=r"weights of the keys: expected .* \(1, 71\).* received .*\(1, 70\)"):
+        native.attention_forward(query, cells, Geometry(71, 64), plain)
+    with pytest.raises(ValueError, match="1 to 4 images, received 5"):
+        native.attention_forward(query, inputs(10, 64, geometry, (5, 1))[1], geometry, plain)
+    with pytest.raises(ValueError, match="no multiple of the 3 heads"):
+        native.attention_forward(query, cells, geometry, Circuits(Readout(), None, torch.zeros(3, 70)))
+    with pytest.raises(ValueError, match="score_start: expected the places"):
+        noise = Noise(torch.zeros(100), torch.zeros(4, 10))
+        native.attention_forward(query, cells, geometry, Circuits(Readout(), noise))
+
+
+def test_no_compiler_is_a_reason_not_an_error(monkeypatch):
+    build.load.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    try:
+        assert native.available() == ""
+        assert "no C compiler" in str(build.load())
+        geometry = Geometry(70, 64)
+        with pytest.raises(native.Unavailable, match="no C compiler"):
+            native.attention_forward(*inputs(10, 64, geometry), geometry, Circuits(Readout()))
+    finally:
+        build.load.cache_clear()
+
+
+def test_failing_compiler_is_a_reason_not_an_error(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "cc 0" && exit 0\necho "it broke" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    build.load.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
+    monkeypatch.setattr(build, "cache_directory", lambda: tmp_path / "cache")
+    try:
+        assert "it broke" in str(build.load())
+        assert not list((tmp_path / "cache").iterdir())
+    finally:
+        build.load.cache_clear()
+
+
+@needs_compiler
+def test_processes_build_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = "from hwsim.native import available; print(available('generic'))"
+    running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert all(process.communicate()[0].startswith("generic, ") for process in running)
+    (made,) = build.cache_directory().iterdir()
+
+    made.write_bytes(b"damaged")
+    build.load.cache_clear()
+    assert native.available("generic").startswith("generic, ")
+    build.load.cache_clear()
+
+
+def _compare(query: Tensor, cells: Cells, geometry: Geometry, around: Circuits, variant: str) -> None:
+    out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
+    q, doubles = _doubles(query, cells)
+    expected = dense_attention(q, doubles, geometry, around)
+    _assert_codes(out, expected, around.readout.step)
+    weight = _weight(out)
+    found = native.attention_backward(weight, query, cells, geometry, around, saturated, variant=variant)
+    _assert_gradients(found, torch.autograd.grad((expected * weight).sum(), (q, doubles.key, doubles.value)))
+
+
+def _straight_through(
+    query: Tensor, cells: Cells, slopes: Cells, geometry: Geometry, around: Circuits, weight: Tensor
+) -> Tensor:
+    """Return what has the gradient of the smooth products, with the clips of the exact ones."""
+    t = torch.arange(query.shape[1])
+    age = t[:, None] - t
+    live, at = (age >= 0) & (age < geometry.window), age.clamp(0, geometry.window - 1)
+
+    def scores(c: Cells) -> Tensor:
+        parts = [(query @ c.key[:, i].mT) * c.weight_k[i].double()[at] for i in range(c.key.shape[1])]
+        return torch.stack(parts).sum(0)
+
+    exact, smooth = scores(cells).detach(), scores(slopes)
+    phi = torch.nn.functional.hardtanh(smooth + (exact - smooth).detach(), 0, 1) * live
+    total = query.new_zeros(())
+    for j in range(geometry.tiles):
+        inside = t % geometry.window // geometry.slots == j
+
+        def charge(c: Cells, inside: Tensor = inside) -> Tensor:
+            parts = [
+                (phi * c.weight_v[i].double()[at])[..., inside] @ c.value[:, i, inside]
+                for i in range(c.value.shape[1])
+            ]
+            return torch.stack(parts).sum(0)
+
+        x, y = charge(cells).detach(), charge(slopes)
+        total = total + (torch.nn.functional.hardtanh(y + (x - y).detach()) * weight).sum()
+    return total
+
+
+def _weight(out: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, out.numel()).mul(7).cos().view_as(out)
+
+
+def _doubles(query: Tensor, cells: Cells) -> tuple[Tensor, Cells]:
+    q, key, value = (x.double().requires_grad_() for x in (query, cells.key, cells.value))
+    return q, Cells(key, value, cells.weight_k, cells.weight_v)
+
+
+def _assert_codes(found: Tensor, expected: Tensor, step: float) -> None:
+    error = (found - expected).abs()
+    apart = error > tolerances.FLOAT32 * expected.abs().max().clamp(min=1.0)
+    assert apart.double().mean() <= tolerances.NATIVE_FLIPS, f"{apart.sum()} of {apart.numel()} outputs differ"
+    assert error.max() <= step * 1.001 + tolerances.FLOAT32 * expected.abs().max().clamp(min=1.0)
+
+
+def _assert_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for name, a, b in zip(("query", "key", "value"), found, expected, strict=True):
+        assert a.shape == b.shape and torch.isfinite(a).all(), name
+        error = (a - b).square().mean().sqrt() / b.abs().max().clamp(min=1e-30)
+        assert error <= tolerances.FLOAT32_GRADIENT, f"{name}: {error:.3g}"
