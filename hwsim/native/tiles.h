@@ -54,7 +54,7 @@ INLINE int64_t block_end(const attention_arguments *p, int64_t start)
 }
 
 /* Lists the pieces of sub-tile `tile` that queries [start, stop) read. */
-static int find_pieces(const attention_arguments *p, int64_t start, int64_t stop, int64_t tile, piece *found)
+static inline int find_pieces(const attention_arguments *p, int64_t start, int64_t stop, int64_t tile, piece *found)
 {
     int count = 0;
     int64_t oldest = most(p->key_start, start - p->window + 1), end = least(p->key_start + p->keys, stop);
@@ -86,7 +86,7 @@ INLINE void read_by(const attention_arguments *p, int64_t start, int queries, pi
 }
 
 /* out[c][r] = in[r][c], for rows and columns in fours */
-static void transpose(float *restrict out, int64_t out_stride, const float *restrict in, int64_t in_stride,
+static inline void transpose(float *restrict out, int64_t out_stride, const float *restrict in, int64_t in_stride,
                       int64_t rows, int64_t columns)
 {
     for (int64_t c = 0; c < columns; c += 4)
@@ -95,7 +95,7 @@ static void transpose(float *restrict out, int64_t out_stride, const float *rest
 }
 
 /* Copies `rows` rows and writes zeros below them, up to BLOCK. */
-static void copy_rows(float *out, const float *in, int rows, int64_t width)
+static inline void copy_rows(float *out, const float *in, int rows, int64_t width)
 {
     memcpy(out, in, (size_t)(rows * width) * sizeof(float));
     memset(out + rows * width, 0, (size_t)((BLOCK - rows) * width) * sizeof(float));
@@ -111,7 +111,7 @@ INLINE const float *whole_rows(const float *base, piece at, int64_t key_start, i
     return copy;
 }
 
-static const float *padded(float *at, const float *table, int64_t window)
+static inline const float *padded(float *at, const float *table, int64_t window)
 {
     memset(at, 0, (size_t)(window + 2 * MARGIN) * sizeof(float));
     for (int64_t age = 0; age < window; age++)
@@ -119,7 +119,7 @@ static const float *padded(float *at, const float *table, int64_t window)
     return at + MARGIN;
 }
 
-static int make_tables(tables *t, const attention_arguments *p)
+static inline int make_tables(tables *t, const attention_arguments *p)
 {
     int64_t size = p->window + 2 * MARGIN;
     t->memory = malloc((size_t)((4 * MOST_IMAGES + 1) * size) * sizeof(float));
@@ -138,14 +138,14 @@ static int make_tables(tables *t, const attention_arguments *p)
     return 1;
 }
 
-static float *take(float **at, int64_t floats)
+static inline float *take(float **at, int64_t floats)
 {
     float *here = *at;
     *at += (floats + 15) / 16 * 16;
     return here;
 }
 
-static int make_workspace(workspace *w, const attention_arguments *p)
+static inline int make_workspace(workspace *w, const attention_arguments *p)
 {
     int64_t plane = BLOCK * p->width, square = BLOCK * BLOCK;
     int64_t images = most(most(p->images_k, p->images_v), most(p->images_dk, p->images_dv));

@@ -99,9 +99,7 @@ def circuits(
     if noise:
         places = (batch * heads, tokens, geometry.tiles)
         width = max(min(geometry.slots, geometry.window), head_dim)
-        start, start2 = (
-            torch.randint(0, POOL - width + 1, places, generator=rng, dtype=torch.int32) for _ in range(2)
-        )
+        start, start2 = (torch.randint(0, POOL - width + 1, places, generator=rng, dtype=torch.int32) for _ in range(2))
         start2[0] = POOL - head_dim  # the last row of the pool
         sigma = 0.05 * torch.rand(places[:2], generator=rng)
         drawn = Noise(torch.randn(POOL, generator=rng), sigma, start, (0.1, 0.04, 0.01), start2)

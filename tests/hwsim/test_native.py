@@ -240,8 +240,7 @@ def _straight_through(
 
         def charge(c: Cells, inside: Tensor = inside) -> Tensor:
             parts = [
-                (phi * c.weight_v[i].double()[at])[..., inside] @ c.value[:, i, inside]
-                for i in range(c.value.shape[1])
+                (phi * c.weight_v[i].double()[at])[..., inside] @ c.value[:, i, inside] for i in range(c.value.shape[1])
             ]
             return torch.stack(parts).sum(0)
 
