@@ -137,9 +137,8 @@ def _decode(name: str) -> None:
             softmax_time = _seconds(softmax, 20)
             times.append(_seconds(decode, 20))
             ratios.append(times[-1] / softmax_time)
-        print(
-            f"decode {name:<10} batch {batch} window {window:<5} {statistics.median(times) * 1e6:6.0f} us, x{statistics.median(ratios):.2f}"
-        )
+        microseconds, ratio = statistics.median(times) * 1e6, statistics.median(ratios)
+        print(f"decode {name:<10} batch {batch} window {window:<5} {microseconds:6.0f} us, x{ratio:.2f}")
 
 
 def _inputs(tokens: int, window: int, heads: int = HEADS) -> tuple[Tensor, Cells, Geometry, Circuits]:

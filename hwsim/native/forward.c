@@ -39,11 +39,8 @@ INLINE void read_rows(const pass *s, readout *o, vf acc[ROWS][MOST], int query, 
             int64_t at = column + v * LANES;
             vf x = acc[r][v];
             if (!plain) {
-                if (o->noise[query + r]) {
-                    float z[LANES] = {0};
-                    memcpy(z, o->noise[query + r] + at, (size_t)most(0, least(LANES, s->p->dims - at)) * sizeof(float));
-                    x += o->spread[query + r] * load(z);
-                }
+                if (o->noise[query + r])
+                    x += o->spread[query + r] * load_some(o->noise[query + r] + at, s->p->dims - at);
                 if (o->gain)
                     x *= load(o->gain + at);
             }

@@ -45,6 +45,17 @@ INLINE vf load(const float *p)
     return x;
 }
 
+/* The first `count` lanes, zero in the others: a row of the pool may end at its end */
+INLINE vf load_some(const float *p, int64_t count)
+{
+    if (count >= LANES)
+        return load(p);
+    float x[LANES] = {0};
+    for (int64_t i = 0; i < count; i++)
+        x[i] = p[i];
+    return load(x);
+}
+
 INLINE void store(float *p, vf x)
 {
     memcpy(p, &x, sizeof x);
