@@ -24,6 +24,13 @@ INLINE float dot(const float *a, const float *b, int64_t width)
     return sum(even + odd);
 }
 
+/* Ask for the bytes that the other array's loop wants next: each loop alone leaves the memory idle at its end */
+INLINE void fetch_row(const float *row, int64_t width)
+{
+    for (int64_t d = 0; d < width; d += 16)
+        __builtin_prefetch(row + d);
+}
+
 /* charge[column ..] += sum of rows weighted by pulses; the columns of one to three vectors stay in registers */
 INLINE void add_weighted(float *charge, const float *values, int64_t width, const float *pulses, int64_t rows,
                          const int wide)
@@ -70,8 +77,11 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
             phi[c] = p->score_offset ? p->score_offset[head * window + c] : 0.0f;
         for (int64_t i = 0; i < p->images_k; i++) {
             const float *key = p->key + (n * p->images_k + i) * window * width;
-            for (int64_t c = first; c < last; c++)
+            const float *next = p->value + (n * p->images_v + least(i, p->images_v - 1)) * window * width;
+            for (int64_t c = first; c < last; c++) {
+                fetch_row(next + c * width, width);
                 phi[c] += weights[i * window + c] * dot(query, key + c * width, width);
+            }
         }
         const float *noise = p->score_sigma ? p->pool + p->score_start[n * tiles + tile] : NULL;
         for (int64_t c = first; c < last; c++) {
@@ -84,8 +94,12 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
         memset(charge, 0, (size_t)width * sizeof(float));
         for (int64_t i = 0; i < p->images_v; i++) {
             const float *value = p->value + ((n * p->images_v + i) * window + first) * width;
-            for (int64_t c = first; c < last; c++)
+            const float *next = p->key + (n * p->images_k + least(i, p->images_k - 1)) * window * width;
+            for (int64_t c = first; c < last; c++) {
+                if (c + p->slots < window)
+                    fetch_row(next + (c + p->slots) * width, width);
                 pulses[c] = phi[c] * weights[(p->images_k + i) * window + c];
+            }
             int left = (int)(width / LANES), wide;
             for (int64_t column = 0; left > 0; column += wide * LANES, left -= wide) {
                 wide = next_width(left);
