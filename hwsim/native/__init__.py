@@ -34,12 +34,16 @@ class Cells:
         value: (n, images, keys, head_dim); the number of images may differ.
         weight_k: (images, window) weights of the key images by age [tokens].
         weight_v: (images, window) likewise.
+        constant_k: (window,) current of every key cell by age, beside its images, or None.
+        constant_v: (window,) likewise.
     """
 
     key: Tensor
     value: Tensor
     weight_k: Tensor
     weight_v: Tensor
+    constant_k: Tensor | None = None
+    constant_v: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ def attention_backward(
     call.run(
         "attention_backward", variant, grad=call.padded(grad), saturated=saturated, slope_key=taken.key,
         slope_value=taken.value, slope_weight_k=taken.weight_k, slope_weight_v=taken.weight_v,
+        slope_constant_k=taken.constant_k, slope_constant_v=taken.constant_v,
         grad_query=results[0], grad_key=results[1], grad_value=results[2],
     )  # fmt: skip
     return results[0][..., :dims], results[1][..., :dims], results[2][..., :dims]
@@ -242,6 +247,7 @@ class _Call:
         self.tensors: dict[str, Tensor | None] = {
             "query": self.query, "key": self.cells.key, "value": self.cells.value,
             "weight_k": self.cells.weight_k, "weight_v": self.cells.weight_v,
+            "constant_k": self.cells.constant_k, "constant_v": self.cells.constant_v,
             "score_offset": self._optional("score_offset", circuits.score_offset, (heads, geometry.window)),
             "gain": self._circuit("gain", readout.gain, (heads, tiles, dims)),
             "offset": self._circuit("offset", readout.offset, (heads, tiles, dims)),
@@ -279,9 +285,11 @@ class _Call:
 
     def of_width(self, cells: Cells) -> Cells:
         """Pad the images."""
+        constants = (None if x is None else x.contiguous() for x in (cells.constant_k, cells.constant_v))
         return Cells(
-            self.padded(cells.key), self.padded(cells.value), cells.weight_k.contiguous(), cells.weight_v.contiguous()
-        )
+            self.padded(cells.key), self.padded(cells.value), cells.weight_k.contiguous(), cells.weight_v.contiguous(),
+            *constants,
+        )  # fmt: skip
 
     def check_cells(self, cells: Cells) -> None:
         """Compare shapes of images and weights."""
@@ -291,6 +299,9 @@ class _Call:
                 raise ValueError(f"{name}: expected 1 to {MOST_IMAGES} images, received {images}")
             self.check(name, states, (self.shape[0], images, self.keys, self.width))
             self.check(f"weights of the {name}s", weights, (images, self.window))
+        for name, constant in (("constant_k", cells.constant_k), ("constant_v", cells.constant_v)):
+            if constant is not None:
+                self.check(name, constant, (self.window,))
 
     @staticmethod
     def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:

@@ -9,11 +9,12 @@ SIZES = (
     "images_k", "images_v", "images_dk", "images_dv",
 )  # fmt: skip
 INPUTS = (
-    "query", "key", "value", "weight_k", "weight_v", "score_offset", "score_sigma", "score_start", "charge_noise",
-    "charge_start", "pool", "gain", "offset",
+    "query", "key", "value", "weight_k", "weight_v", "constant_k", "constant_v", "score_offset", "score_sigma",
+    "score_start", "charge_noise", "charge_start", "pool", "gain", "offset",
 )  # fmt: skip
 RESULTS = (
-    "out", "saturated", "grad", "slope_key", "slope_value", "slope_weight_k", "slope_weight_v", "grad_query",
+    "out", "saturated", "grad", "slope_key", "slope_value", "slope_weight_k", "slope_weight_v", "slope_constant_k",
+    "slope_constant_v", "grad_query",
     "grad_key", "grad_value", "position",
 )  # fmt: skip
 

@@ -2,9 +2,9 @@
  *
  * What is computed, for each head n, query t (write index) and slot (s mod M), in float32:
  *
- *     S[t,s]  = sum_i wk_i[t-s] <q_t, K_i[s]> + score_offset[slot] + score_sigma[t] z[t,slot]     t-M < s <= t
+ *     S[t,s]  = sum_i wk_i[t-s] <q_t, K_i[s]> + ck[t-s] <q_t, 1> + offset[slot] + sigma[t] z[t,slot]     t-M < s <= t
  *     phi     = clamp(S, 0, 1)
- *     X_j[t]  = sum_{s in sub-tile j} phi sum_i wv_i[t-s] V_i[s] + sigma_j[t] z2[t,j]
+ *     X_j[t]  = sum_{s in sub-tile j} phi (sum_i wv_i[t-s] V_i[s] + cv[t-s]) + sigma_j[t] z2[t,j]
  *     code_j  = clamp(round(clamp(X gain, -1, 1) / step + offset), -top, top) step
  *     out[t]  = sum_j code_j
  *
@@ -45,6 +45,8 @@ typedef struct {
     const float *value;  /* (count, images_v, keys, width) */
     const float *weight_k; /* (images_k, window) by age */
     const float *weight_v; /* (images_v, window) */
+    const float *constant_k; /* (window) current of every cell by age, beside the images, or NULL */
+    const float *constant_v;
     const float *score_offset; /* (heads, window) or NULL */
     const float *score_sigma;  /* (count, queries) or NULL */
     const int32_t *score_start; /* (count, queries, tiles) places in the pool, or NULL */
@@ -61,7 +63,7 @@ typedef struct {
     /* Backward: cells whose slope the gradient takes; the same as the forward ones unless a surrogate is used */
     const float *grad;   /* (count, queries, width) */
     const float *slope_key, *slope_value;   /* (count, images_dk or images_dv, keys, width) */
-    const float *slope_weight_k, *slope_weight_v;
+    const float *slope_weight_k, *slope_weight_v, *slope_constant_k, *slope_constant_v;
     float *grad_query;   /* (count, queries, width) */
     float *grad_key;     /* as slope_key */
     float *grad_value;   /* as slope_value */

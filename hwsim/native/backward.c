@@ -1,6 +1,7 @@
 /* Backward direction: scores and pulses are computed again, five products for each piece of keys.
  *
- *     dX = dout gain [not saturated]        dphi^T = sum_i wv_i (V_i dX^T)       dS_i^T = wk_i dphi^T [0 < phi < 1]
+ *     dX = dout gain [not saturated]        dphi^T = sum_i wv_i (V_i dX^T) + cv sum_d dX
+ *     dS_i^T = wk_i dphi^T [0 < phi < 1]    (and likewise with ck, summed over the keys, for <dq, 1>)
  *     dQ += sum_i dS_i K_i                  dK_i += dS_i^T Q                     dV_i += (phi wv_i)^T dX
  */
 #include "scores.h"
@@ -30,12 +31,13 @@ static int pass_readout(const pass *s, int64_t tile)
         }
     memset(s->w->passed + s->queries * width, 0, (size_t)((BLOCK - s->queries) * width) * sizeof(float));
     transpose(s->w->passed_t, BLOCK, s->w->passed, width, BLOCK, width);
+    sum_rows(s->w->passed_sum, s->w->passed_t, width);
     return 1;
 }
 
 /* From phi and dX^T to the gradients of the scores and the weighted pulses, ROWS keys at a time. */
-INLINE void slope_rows(const pass *s, piece at, const float *const *values, const float *passed_t, int row, int lane,
-                       const int plain, const int wide)
+INLINE void slope_rows(const pass *s, piece at, const float *const *values, const float *passed_t,
+                       const float *passed_sum, int row, int lane, const int plain, const int wide)
 {
     const attention_arguments *p = s->p;
     int64_t age = s->start + lane - (at.first + row);
@@ -56,7 +58,13 @@ INLINE void slope_rows(const pass *s, piece at, const float *const *values, cons
     EACH_ROW(r)
         EACH_VECTOR(v) {
             int64_t to = (row + r) * BLOCK + lane + v * LANES, then = age - r + v * LANES;
+            if (!plain && p->slope_constant_v)
+                acc[r][v] += load(passed_sum + lane + v * LANES) * load(s->t->slope_constant_v + then);
             vf phi = load(s->w->pulses + to), open = where_open(phi, acc[r][v]);
+            if (!plain && p->slope_constant_k) {
+                float *sums = s->w->constant_grad + lane + v * LANES;
+                store(sums, load(sums) + open * load(s->t->slope_constant_k + then));
+            }
             for (int64_t i = 0; i < (plain ? 1 : p->images_dk); i++)
                 store(s->w->slopes + i * BLOCK * BLOCK + to, open * load(s->t->slope_k[i] + then));
             for (int64_t i = 0; i < (plain ? 1 : p->images_dv); i++)
@@ -64,7 +72,8 @@ INLINE void slope_rows(const pass *s, piece at, const float *const *values, cons
         }
 }
 
-INLINE void slope_groups(const pass *s, piece at, const float *const *values, const float *passed_t, const int plain)
+INLINE void slope_groups(const pass *s, piece at, const float *const *values, const float *passed_t,
+                         const float *passed_sum, const int plain)
 {
     for (int row = 0; row < at.rows; row += ROWS) {
         int low, high;
@@ -73,7 +82,7 @@ INLINE void slope_groups(const pass *s, piece at, const float *const *values, co
         int left = (high - low + LANES - 1) / LANES, wide;
         for (int lane = low; left > 0; lane += wide * LANES, left -= wide) {
             wide = next_width(left);
-            WITH_WIDTH(wide, slope_rows, s, at, values, passed_t, row, lane, plain)
+            WITH_WIDTH(wide, slope_rows, s, at, values, passed_t, passed_sum, row, lane, plain)
         }
     }
 }
@@ -121,7 +130,8 @@ static void add_to_cells(const pass *s, piece at, float *grad, int64_t images, c
     }
 }
 
-static void backward_piece(const pass *s, piece at, const float *passed, const float *passed_t)
+static void backward_piece(const pass *s, piece at, const float *passed, const float *passed_t,
+                           const float *passed_sum)
 {
     const attention_arguments *p = s->p;
     const float *values[MOST_IMAGES];
@@ -129,10 +139,10 @@ static void backward_piece(const pass *s, piece at, const float *passed, const f
     for (int64_t i = 0; i < p->images_dv; i++, copy += BLOCK * p->width)
         values[i] = whole_rows(p->slope_value + (s->n * p->images_dv + i) * p->keys * p->width, at, p->key_start,
                                p->width, copy);
-    if (p->images_dk == 1 && p->images_dv == 1)
-        slope_groups(s, at, values, passed_t, 1);
+    if (p->images_dk == 1 && p->images_dv == 1 && !p->slope_constant_k && !p->slope_constant_v)
+        slope_groups(s, at, values, passed_t, passed_sum, 1);
     else
-        slope_groups(s, at, values, passed_t, 0);
+        slope_groups(s, at, values, passed_t, passed_sum, 0);
     for (int query = 0; query < s->queries; query += ROWS) {
         int low, high;
         read_by(p, s->start + query, (int)least(ROWS, s->queries - query), at, &low, &high);
@@ -150,12 +160,15 @@ static void backward_block(const attention_arguments *p, const tables *t, worksp
                            int64_t stop)
 {
     pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 0};
-    s.plain = p->images_k == 1 && !p->score_offset && !p->score_sigma;
+    s.plain = p->images_k == 1 && !p->constant_k && !p->score_offset && !p->score_sigma;
     int64_t row = n * p->queries + start - p->query_start;
     copy_rows(w->query, p->query + row * p->width, s.queries, p->width);
     transpose(w->query_t, BLOCK, w->query, p->width, BLOCK, p->width);
+    sum_rows(w->query_sum, w->query_t, p->width);
     copy_rows(w->grad, p->grad + row * p->width, s.queries, p->width);
     transpose(w->grad_t, BLOCK, w->grad, p->width, BLOCK, p->width);
+    sum_rows(w->grad_sum, w->grad_t, p->width);
+    memset(w->constant_grad, 0, BLOCK * sizeof(float));
     memset(w->charge, 0, (size_t)(BLOCK * p->width) * sizeof(float));
     for (int64_t tile = 0; tile < tiles_of(p); tile++) {
         int count = find_pieces(p, start, stop, tile, w->pieces);
@@ -164,10 +177,13 @@ static void backward_block(const attention_arguments *p, const tables *t, worksp
         int differs = pass_readout(&s, tile);
         for (int i = 0; i < count; i++) {
             score_piece(&s, tile, w->pieces[i]);
-            backward_piece(&s, w->pieces[i], differs ? w->passed : w->grad, differs ? w->passed_t : w->grad_t);
+            backward_piece(&s, w->pieces[i], differs ? w->passed : w->grad, differs ? w->passed_t : w->grad_t,
+                           differs ? w->passed_sum : w->grad_sum);
         }
     }
-    memcpy(p->grad_query + row * p->width, w->charge, (size_t)(s.queries * p->width) * sizeof(float));
+    for (int q = 0; q < s.queries; q++)
+        for (int64_t d = 0; d < p->width; d += LANES)
+            store(p->grad_query + (row + q) * p->width + d, load(w->charge + q * p->width + d) + w->constant_grad[q]);
 }
 
 int attention_backward(const attention_arguments *p)

@@ -56,7 +56,8 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
 {
     const int64_t width = p->width, window = p->window, position = p->position[n], tiles = tiles_of(p);
     const float *query = p->query + n * width;
-    float *phi = memory, *weights = phi + window, *pulses = weights + window * (p->images_k + p->images_v);
+    float *phi = memory, *weights = phi + window, *pulses = weights + window * (p->images_k + p->images_v + 2);
+    float *constant_k = pulses - 2 * window, *constant_v = pulses - window, query_sum = 0.0f;
     float *charge = pulses + window, *out = p->out + n * width;
     int64_t filled = least(window, position + 1), head = n % p->heads;
     float inverse = p->step > 0.0 ? (float)(1.0 / p->step) : 1.0f, top = (float)p->top;
@@ -65,16 +66,24 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
         slot_weights(weights + i * window, p->weight_k + i * window, window, position);
     for (int64_t i = 0; i < p->images_v; i++)
         slot_weights(weights + (p->images_k + i) * window, p->weight_v + i * window, window, position);
-    for (int64_t d = 0; d < width; d++)
+    if (p->constant_k)
+        slot_weights(constant_k, p->constant_k, window, position);
+    if (p->constant_v)
+        slot_weights(constant_v, p->constant_v, window, position);
+    for (int64_t d = 0; d < width; d++) {
         out[d] = 0.0f;
+        query_sum += query[d];
+    }
 
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t first = tile * p->slots, last = least(least(first + p->slots, window), filled);
         if (first >= last)
             break;
-        float total = 0.0f, squares = 0.0f;
-        for (int64_t c = first; c < last; c++)
+        float total = 0.0f, squares = 0.0f, constant = 0.0f;
+        for (int64_t c = first; c < last; c++) {
             phi[c] = p->score_offset ? p->score_offset[head * window + c] : 0.0f;
+            phi[c] += p->constant_k ? query_sum * constant_k[c] : 0.0f;
+        }
         for (int64_t i = 0; i < p->images_k; i++) {
             const float *key = p->key + (n * p->images_k + i) * window * width;
             const float *next = p->value + (n * p->images_v + least(i, p->images_v - 1)) * window * width;
@@ -90,6 +99,7 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
             phi[c] = x;
             total += x;
             squares += x * x;
+            constant += p->constant_v ? x * constant_v[c] : 0.0f;
         }
         memset(charge, 0, (size_t)width * sizeof(float));
         for (int64_t i = 0; i < p->images_v; i++) {
@@ -115,7 +125,8 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
         }
         int64_t circuits = (head * tiles + tile) * width;
         for (int64_t d = 0; d < p->dims; d++) {
-            float x = z ? charge[d] + spread * z[d] : charge[d];
+            float x = charge[d] + constant;
+            x = z ? x + spread * z[d] : x;
             x = p->gain ? x * p->gain[circuits + d] : x;
             x = (x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x) * inverse;
             if (p->step > 0.0) {
@@ -137,7 +148,7 @@ int attention_decode(const attention_arguments *p)
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
 #endif
     {
-        size_t floats = (size_t)(p->window * (2 + p->images_k + p->images_v) + p->width);
+        size_t floats = (size_t)(p->window * (4 + p->images_k + p->images_v) + p->width);
         float *memory = malloc(floats * sizeof(float));
         failed |= !memory;
 #ifdef _OPENMP

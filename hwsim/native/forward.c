@@ -39,6 +39,8 @@ INLINE void read_rows(const pass *s, readout *o, vf acc[ROWS][MOST], int query, 
             int64_t at = column + v * LANES;
             vf x = acc[r][v];
             if (!plain) {
+                if (s->p->constant_v)
+                    x += s->w->sums[2 * BLOCK + query + r];
                 if (o->noise[query + r])
                     x += o->spread[query + r] * load_some(o->noise[query + r] + at, s->p->dims - at);
                 if (o->gain)
@@ -145,7 +147,8 @@ static void forward_block(const attention_arguments *p, const tables *t, workspa
 {
     pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 1};
     int circuits = p->gain || p->offset;
-    s.plain = p->images_k == 1 && p->images_v == 1 && !p->score_offset && !p->score_sigma && !p->charge_noise;
+    s.plain = p->images_k == 1 && p->images_v == 1 && !p->score_offset && !p->score_sigma && !p->charge_noise
+              && !p->constant_k && !p->constant_v;
     readout o = {.rounds = p->step > 0.0, .top = (float)p->top, .plain = s.plain && !circuits};
     o.inverse = o.rounds ? (float)(1.0 / p->step) : 1.0f;
     o.limit = o.rounds && o.top < o.inverse ? o.top : o.inverse;
@@ -153,11 +156,13 @@ static void forward_block(const attention_arguments *p, const tables *t, workspa
     int64_t row = n * p->queries + start - p->query_start;
     copy_rows(w->query, p->query + row * p->width, s.queries, p->width);
     transpose(w->query_t, BLOCK, w->query, p->width, BLOCK, p->width);
+    if (p->constant_k)
+        sum_rows(w->query_sum, w->query_t, p->width);
     memset(w->out, 0, (size_t)(BLOCK * p->width) * sizeof(float));
     for (int64_t tile = 0; tile < tiles_of(p); tile++) {
         int count = find_pieces(p, start, stop, tile, w->pieces);
-        if (p->charge_noise)
-            memset(w->sums, 0, 2 * BLOCK * sizeof(float));
+        if (!s.plain)
+            memset(w->sums, 0, 3 * BLOCK * sizeof(float));
         for (int i = 0; i < count; i++) {
             score_piece(&s, tile, w->pieces[i]);
             if (i == count - 1) /* the noise's deviation needs the pulses of all pieces */

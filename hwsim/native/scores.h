@@ -11,7 +11,7 @@ typedef struct {
     int64_t n;       /* batch x head */
     int64_t start;   /* write index of the block's first query */
     int queries;
-    int plain;       /* one image each, neither offset nor noise */
+    int plain;       /* one image each, neither constant nor offset nor noise */
     int weighted;    /* forward: store phi times the weights of the values; backward: phi itself */
 } pass;
 
@@ -55,6 +55,8 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
                 offset = p->score_offset[s->n % p->heads * p->window + (at.first + row + r) % p->window];
             EACH_VECTOR(v) {
                 vf x = score[r][v] + offset;
+                if (p->constant_k)
+                    x += load(s->w->query_sum + lane + v * LANES) * load(s->t->constant_k + age - r + v * LANES);
                 if (p->score_sigma && exists != 0.0f)
                     x += load(s->w->noise + (row + r) * BLOCK + lane + v * LANES);
                 score[r][v] = x * exists * load(s->t->live + age - r + v * LANES);
@@ -74,8 +76,11 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
             if (!plain) {
                 for (int64_t i = 1; i < p->images_v; i++)
                     store(to + i * BLOCK * BLOCK, phi * load(s->t->v[i] + age - r + v * LANES));
+                float *sums = s->w->sums + lane + v * LANES;
+                if (p->constant_v)
+                    store(sums + 2 * BLOCK,
+                          load(sums + 2 * BLOCK) + phi * load(s->t->constant_v + age - r + v * LANES));
                 if (p->charge_noise) {
-                    float *sums = s->w->sums + lane + v * LANES;
                     store(sums, load(sums) + phi);
                     store(sums + BLOCK, load(sums + BLOCK) + phi * phi);
                 }

@@ -19,6 +19,7 @@ typedef struct {
 typedef struct {
     float *memory;
     const float *k[MOST_IMAGES], *v[MOST_IMAGES], *slope_k[MOST_IMAGES], *slope_v[MOST_IMAGES], *live;
+    const float *constant_k, *constant_v, *slope_constant_k, *slope_constant_v; /* NULL where there is none */
 } tables;
 
 /* What one thread works with; sizes in floats beside each. */
@@ -30,7 +31,10 @@ typedef struct {
     float *charge;            /* (BLOCK, width) of the pieces so far; backward: gradient of the queries */
     float *rows;              /* (images, BLOCK, width) keys or values of a ragged piece, with zeros below */
     float *noise;             /* (BLOCK keys, BLOCK queries) */
-    float *sums;              /* (2, BLOCK) of phi and phi^2 */
+    float *sums;              /* (3, BLOCK) of phi, phi^2 and phi times the constant's weight, for each query */
+    float *query_sum;         /* (BLOCK) sums of the queries over their dimensions */
+    float *grad_sum, *passed_sum; /* (BLOCK) likewise of the gradients */
+    float *constant_grad;     /* (BLOCK) gradient of query_sum */
     float *grad, *grad_t;     /* (BLOCK, width), (width, BLOCK) */
     float *passed, *passed_t; /* gradient behind the readout of one sub-tile, likewise */
     float *slopes;            /* (images, BLOCK keys, BLOCK queries) gradient of the scores, weighted */
@@ -94,6 +98,17 @@ static inline void transpose(float *restrict out, int64_t out_stride, const floa
             transpose_quad(out + c * out_stride + r, out_stride, in + r * in_stride + c, in_stride);
 }
 
+/* out[r] = sum_c in[c][r], for the BLOCK columns of a transposed matrix */
+static inline void sum_rows(float *out, const float *in, int64_t rows)
+{
+    for (int64_t q = 0; q < BLOCK; q += LANES) {
+        vf total = {0};
+        for (int64_t d = 0; d < rows; d++)
+            total += load(in + d * BLOCK + q);
+        store(out + q, total);
+    }
+}
+
 /* Copies `rows` rows and writes zeros below them, up to BLOCK. */
 static inline void copy_rows(float *out, const float *in, int rows, int64_t width)
 {
@@ -122,7 +137,7 @@ static inline const float *padded(float *at, const float *table, int64_t window)
 static inline int make_tables(tables *t, const attention_arguments *p)
 {
     int64_t size = p->window + 2 * MARGIN;
-    t->memory = malloc((size_t)((4 * MOST_IMAGES + 1) * size) * sizeof(float));
+    t->memory = malloc((size_t)((4 * MOST_IMAGES + 5) * size) * sizeof(float));
     if (!t->memory)
         return 0;
     float *at = t->memory;
@@ -134,6 +149,10 @@ static inline int make_tables(tables *t, const attention_arguments *p)
         t->slope_k[i] = padded(at, p->slope_weight_k + i * p->window, p->window);
     for (int64_t i = 0; p->grad && i < p->images_dv; i++, at += size)
         t->slope_v[i] = padded(at, p->slope_weight_v + i * p->window, p->window);
+    const float *given[] = {p->constant_k, p->constant_v, p->slope_constant_k, p->slope_constant_v};
+    const float **made[] = {&t->constant_k, &t->constant_v, &t->slope_constant_k, &t->slope_constant_v};
+    for (int i = 0; i < 4; i++, at += size)
+        *made[i] = given[i] ? padded(at, given[i], p->window) : NULL;
     t->live = padded(at, NULL, p->window);
     return 1;
 }
@@ -150,7 +169,7 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     int64_t plane = BLOCK * p->width, square = BLOCK * BLOCK;
     int64_t images = most(most(p->images_k, p->images_v), most(p->images_dk, p->images_dv));
     int64_t pieces = 2 * (p->slots / BLOCK + 2);
-    int64_t floats = (9 + images) * plane + (2 * images + 1) * square + 2 * BLOCK + 16;
+    int64_t floats = (9 + images) * plane + (2 * images + 1) * square + 7 * BLOCK + 16;
     char *memory = malloc((size_t)floats * sizeof(float) + (size_t)pieces * sizeof(piece) + 64);
     w->memory = memory;
     if (!memory)
@@ -169,7 +188,11 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     w->pulses = take(&at, images * square);
     w->slopes = take(&at, images * square);
     w->noise = take(&at, square);
-    w->sums = take(&at, 2 * BLOCK);
+    w->sums = take(&at, 3 * BLOCK);
+    w->query_sum = take(&at, BLOCK);
+    w->grad_sum = take(&at, BLOCK);
+    w->passed_sum = take(&at, BLOCK);
+    w->constant_grad = take(&at, BLOCK);
     w->pieces = (piece *)at;
     return 1;
 }

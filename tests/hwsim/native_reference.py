@@ -25,6 +25,8 @@ def dense_attention(query: Tensor, cells: Cells, geometry: Geometry, circuits: C
     scores = sum(
         (query @ cells.key[:, i].mT) * cells.weight_k[i].double()[at] for i in range(cells.key.shape[1])
     )  # fmt: skip
+    if cells.constant_k is not None:
+        scores = scores + query.sum(-1, keepdim=True) * cells.constant_k.double()[at]
     if circuits.score_offset is not None:
         scores = scores + _of_heads(circuits.score_offset, count)[:, None, slot]
     if noise is not None and noise.score_sigma is not None:
@@ -40,6 +42,8 @@ def dense_attention(query: Tensor, cells: Cells, geometry: Geometry, circuits: C
             (p * cells.weight_v[i].double()[at[:, inside]]) @ cells.value[:, i, inside]
             for i in range(cells.value.shape[1])
         )
+        if cells.constant_v is not None:
+            charge = charge + (p * cells.constant_v.double()[at[:, inside]]).sum(-1, keepdim=True)
         if noise is not None and noise.charge is not None:
             full, white, flicker = noise.charge
             sigma = full * (white * p.sum(-1) + flicker * (p * p).sum(-1)).sqrt().detach()
@@ -64,7 +68,7 @@ def _of_heads(x: Tensor, count: int) -> Tensor:
 
 def inputs(
     tokens: int, head_dim: int, geometry: Geometry, images: tuple[int, int] = (1, 1), heads: int = 2, batch: int = 2,
-    seed: int = 0,
+    seed: int = 0, *, constant: bool = False,
 ) -> tuple[Tensor, Cells]:  # fmt: skip
     """Draw queries and cells whose scores and charges overshoot their ranges now and then."""
     rng = torch.Generator().manual_seed(seed)
@@ -78,7 +82,8 @@ def inputs(
 
     query = torch.rand(n, tokens, head_dim, generator=rng)
     key = normal(images[0], 1.2 / head_dim**0.5) + 0.6 / head_dim
-    return query, Cells(key, normal(images[1], 0.2), decay(images[0]), decay(images[1]))
+    constants = (0.002 * (1 - 0.5 * age), -0.01 * (1 - 0.5 * age)) if constant else (None, None)
+    return query, Cells(key, normal(images[1], 0.2), decay(images[0]), decay(images[1]), *constants)
 
 
 def circuits(

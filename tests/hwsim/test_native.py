@@ -46,7 +46,15 @@ def test_plain_cells(variant, tokens, window, slots, head_dim):
 def test_cubic_law_mismatch_and_noise(variant, tokens, window, slots, images, mismatch, noise):
     geometry = Geometry(window, slots)
     around = circuits(tokens, 64, geometry, mismatch=mismatch, noise=noise)
-    _compare(*inputs(tokens, 64, geometry, images), geometry, around, variant)
+    drawn = inputs(tokens, 64, geometry, images, constant=images != (1, 1))
+    _compare(*drawn, geometry, around, variant)
+
+
+@needs_compiler
+@each_variant
+def test_a_constant_beside_single_images(variant):
+    geometry = Geometry(70, 64)
+    _compare(*inputs(100, 80, geometry, constant=True), geometry, circuits(100, 80, geometry), variant)
 
 
 @needs_compiler
@@ -108,7 +116,7 @@ def test_chunk_continues_the_sequence(variant, start):
 @pytest.mark.parametrize("tokens", [1, 40, 100, 257])
 def test_decode_is_the_last_row_of_prefill(variant, images, mismatch, noise, tokens):
     geometry = Geometry(100, 64)
-    query, cells = inputs(tokens, 80, geometry, images)
+    query, cells = inputs(tokens, 80, geometry, images, constant=noise)
     around = circuits(tokens, 80, geometry, mismatch=mismatch, noise=noise)
     expected, _ = native.attention_forward(query, cells, geometry, around, variant=variant)
     newest = torch.arange(max(0, tokens - 100), tokens)
@@ -121,7 +129,7 @@ def test_decode_is_the_last_row_of_prefill(variant, images, mismatch, noise, tok
         last = Noise(n.pool, n.score_sigma[:, -1:], n.score_start[:, -1:], n.charge, n.charge_start[:, -1:])
         around = replace(around, noise=last)
     out = native.attention_decode(
-        query[:, -1:], Cells(*rings, cells.weight_k, cells.weight_v), torch.full((4,), tokens - 1), geometry, around,
+        query[:, -1:], replace(cells, key=rings[0], value=rings[1]), torch.full((4,), tokens - 1), geometry, around,
         variant=variant,
     )  # fmt: skip
     _assert_codes(out, expected[:, -1:].double(), 1 / 15)
@@ -255,7 +263,7 @@ def _weight(out: Tensor) -> Tensor:
 
 def _doubles(query: Tensor, cells: Cells) -> tuple[Tensor, Cells]:
     q, key, value = (x.double().requires_grad_() for x in (query, cells.key, cells.value))
-    return q, Cells(key, value, cells.weight_k, cells.weight_v)
+    return q, replace(cells, key=key, value=value)
 
 
 def _assert_codes(found: Tensor, expected: Tensor, step: float) -> None:
