@@ -46,7 +46,7 @@ def main() -> None:
 
 def _attention(tokens: int, window: int, rounds: int, variants: list[str]) -> None:
     query, cells, geometry, circuits = _inputs(tokens, window)
-    plain = [x.clone().requires_grad_() for x in (query[None], cells.key[None, :, 0], cells.value[None, :, 0])]
+    q, k, v = (x.clone().requires_grad_() for x in (query[None], cells.key[None, :, 0], cells.value[None, :, 0]))
     grad = torch.randn_like(query)
     operations = 4.0 * HEAD_DIM * HEADS * float((torch.arange(tokens) + 1).clamp(max=window).sum())
 
@@ -55,7 +55,7 @@ def _attention(tokens: int, window: int, rounds: int, variants: list[str]) -> No
         native.attention_backward(grad, query, cells, geometry, circuits, saturated, variant=name)
 
     def softmax_both() -> None:
-        torch.autograd.grad(softmax_attention(*plain, is_causal=True), plain, grad[None])
+        torch.autograd.grad(softmax_attention(q, k, v, is_causal=True), (q, k, v), grad[None])
 
     for name in variants:
         _check(native.attention_forward(query, cells, geometry, circuits, variant=name)[0], query, cells, geometry)
@@ -63,7 +63,7 @@ def _attention(tokens: int, window: int, rounds: int, variants: list[str]) -> No
     found: dict[str, list[list[float]]] = {name: [[], [], [], []] for name in variants}
     for _ in range(rounds):
         with torch.no_grad():
-            softmax = _seconds(lambda: softmax_attention(*plain, is_causal=True))
+            softmax = _seconds(lambda: softmax_attention(q, k, v, is_causal=True))
         softmax_two = _seconds(softmax_both)
         for name, columns in found.items():
             rate = _peak(name)

@@ -27,7 +27,7 @@ OPENMP = "-fopenmp"
 TIMEOUT_S = 300
 
 # Each feature by name: `-march=native` of a compiler older than the processor leaves out what it does not know
-AVX2 = ("-march=x86-64-v3",)
+AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512")
 VARIANTS = {
     "AVX-512": (AVX512, {"avx2", "fma", "bmi2", "avx512f", "avx512vl", "avx512dq", "avx512bw"}),
@@ -66,18 +66,20 @@ def load(variant: str | None = None) -> Built | str:
     """Return the library of a variant, compiled if need be, or the reason why there is none.
 
     Args:
-        variant: Key of :data:`VARIANTS`; None is the fastest that the processor runs.
+        variant: Key of :data:`VARIANTS`; None is the fastest that the processor runs and the compiler knows.
     """
-    name = variant or variants()[0]
     compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
     if os.name == "nt" or compiler is None:
         return f"no C compiler: none of {', '.join(COMPILERS)} was found"
-    try:
-        version = _output([compiler, "--version"]).splitlines()[0].strip()
-        return _load(name, compiler, version)
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        return f"{compiler} made no kernel: {detail.strip()[-500:]}"
+    reason = ""
+    for name in [variant] if variant else variants():
+        try:
+            version = _output([compiler, "--version"]).splitlines()[0].strip()
+            return _load(name, compiler, version)
+        except (OSError, subprocess.SubprocessError, IndexError) as error:
+            detail = getattr(error, "stderr", None) or str(error)
+            reason = f"{compiler} made no kernel: {detail.strip()[-500:]}"
+    return reason
 
 
 def _load(variant: str, compiler: str, version: str) -> Built:
@@ -87,16 +89,11 @@ def _load(variant: str, compiler: str, version: str) -> Built:
     for source in (*HEADERS, *SOURCES):
         digest.update((here / source).read_bytes())
     path = cache_directory() / f"attention-{digest.hexdigest()[:24]}.so"
-    for attempt in range(2):
-        if not path.exists():
-            _compile(compiler, flags, [here / source for source in SOURCES], path)
-        try:
+    if path.exists():
+        with contextlib.suppress(OSError):  # a damaged file is made once more
             return Built(ctypes.CDLL(str(path)), variant, version)
-        except OSError:  # a damaged file: make it once more
-            if attempt:
-                raise
-            path.unlink(missing_ok=True)
-    raise AssertionError
+    _compile(compiler, flags, [here / source for source in SOURCES], path)
+    return Built(ctypes.CDLL(str(path)), variant, version)
 
 
 def _compile(compiler: str, flags: Sequence[str], sources: list[Path], path: Path) -> None:
