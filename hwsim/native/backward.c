@@ -41,26 +41,22 @@ INLINE void slope_rows(const pass *s, piece at, const float *const *values, cons
 {
     const attention_arguments *p = s->p;
     int64_t age = s->start + lane - (at.first + row);
-    vf acc[ROWS][MOST];
-    clear(acc, wide);
-    multiply(acc, wide, values[0] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
-    EACH_ROW(r)
-        EACH_VECTOR(v)
-            acc[r][v] *= load(s->t->slope_v[0] + age - r + v * LANES);
-    for (int64_t i = 1; !plain && i < p->images_dv; i++) {
-        vf more[ROWS][MOST];
-        clear(more, wide);
-        multiply(more, wide, values[i] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
+    vf slope[ROWS][MOST], acc[ROWS][MOST];
+    for (int64_t i = 0; i < (plain ? 1 : p->images_dv); i++) {
+        clear(acc, wide);
+        multiply(acc, wide, values[i] + row * p->width, p->width, 1, passed_t + lane, BLOCK, p->width);
         EACH_ROW(r)
-            EACH_VECTOR(v)
-                acc[r][v] += more[r][v] * load(s->t->slope_v[i] + age - r + v * LANES);
+            EACH_VECTOR(v) {
+                vf x = acc[r][v] * load(s->t->slope_v[i] + age - r + v * LANES);
+                slope[r][v] = i ? slope[r][v] + x : x;
+            }
     }
     EACH_ROW(r)
         EACH_VECTOR(v) {
             int64_t to = (row + r) * BLOCK + lane + v * LANES, then = age - r + v * LANES;
             if (!plain && p->slope_constant_v)
-                acc[r][v] += load(passed_sum + lane + v * LANES) * load(s->t->slope_constant_v + then);
-            vf phi = load(s->w->pulses + to), open = where_open(phi, acc[r][v]);
+                slope[r][v] += load(passed_sum + lane + v * LANES) * load(s->t->slope_constant_v + then);
+            vf phi = load(s->w->pulses + to), open = where_open(phi, slope[r][v]);
             if (!plain && p->slope_constant_k) {
                 float *sums = s->w->constant_grad + lane + v * LANES;
                 store(sums, load(sums) + open * load(s->t->slope_constant_k + then));

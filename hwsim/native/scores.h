@@ -35,19 +35,16 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
     const attention_arguments *p = s->p;
     int64_t age = s->start + lane - (at.first + row);
     vf score[ROWS][MOST], acc[ROWS][MOST];
-    clear(acc, wide);
-    multiply(acc, wide, keys[0] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
-    EACH_ROW(r)
-        EACH_VECTOR(v)
-            score[r][v] = acc[r][v] * load(s->t->k[0] + age - r + v * LANES);
+    for (int64_t i = 0; i < (plain ? 1 : p->images_k); i++) {
+        clear(acc, wide);
+        multiply(acc, wide, keys[i] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
+        EACH_ROW(r)
+            EACH_VECTOR(v) {
+                vf x = acc[r][v] * load(s->t->k[i] + age - r + v * LANES);
+                score[r][v] = i ? score[r][v] + x : x;
+            }
+    }
     if (!plain) {
-        for (int64_t i = 1; i < p->images_k; i++) {
-            clear(acc, wide);
-            multiply(acc, wide, keys[i] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
-            EACH_ROW(r)
-                EACH_VECTOR(v)
-                    score[r][v] += acc[r][v] * load(s->t->k[i] + age - r + v * LANES);
-        }
         EACH_ROW(r) {
             float exists = row + r < at.rows ? 1.0f : 0.0f;
             float offset = 0.0f;
@@ -116,10 +113,8 @@ static void score_piece(const pass *s, int64_t tile, piece at)
         score_groups(s, at, keys, 1, 1);
     else if (s->plain)
         score_groups(s, at, keys, 1, 0);
-    else if (s->weighted)
-        score_groups(s, at, keys, 0, 1);
     else
-        score_groups(s, at, keys, 0, 0);
+        score_groups(s, at, keys, 0, s->weighted);
 }
 
 #endif
