@@ -56,7 +56,7 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
 {
     const int64_t width = p->width, window = p->window, position = p->position[n], tiles = tiles_of(p);
     const float *query = p->query + n * width;
-    float *phi = memory, *weights = phi + window, *pulses = weights + window * (p->images_k + p->images_v + 2);
+    float *phi = memory, *weights = phi + window + LANES, *pulses = weights + window * (p->images_k + p->images_v + 2);
     float *constant_k = pulses - 2 * window, *constant_v = pulses - window, query_sum = 0.0f;
     float *charge = pulses + window, *out = p->out + n * width;
     int64_t filled = least(window, position + 1), head = n % p->heads;
@@ -79,7 +79,6 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
         int64_t first = tile * p->slots, last = least(least(first + p->slots, window), filled);
         if (first >= last)
             break;
-        float total = 0.0f, squares = 0.0f, constant = 0.0f;
         for (int64_t c = first; c < last; c++) {
             phi[c] = p->score_offset ? p->score_offset[head * window + c] : 0.0f;
             phi[c] += p->constant_k ? query_sum * constant_k[c] : 0.0f;
@@ -93,14 +92,19 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
             }
         }
         const float *noise = p->score_sigma ? p->pool + p->score_start[n * tiles + tile] : NULL;
-        for (int64_t c = first; c < last; c++) {
-            float x = noise ? phi[c] + p->score_sigma[n] * noise[c - first] : phi[c];
-            x = x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x;
-            phi[c] = x;
+        vf total = {0}, squares = {0}, constants = {0};
+        for (int64_t c = first; c < last; c += LANES) {
+            vf x = load_some(phi + c, last - c);
+            if (noise)
+                x += p->score_sigma[n] * load_some(noise + c - first, last - c);
+            x = clamp(x, all(0.0f), all(1.0f));
+            store(phi + c, x); /* what lies behind `last` is not made yet, or slack */
             total += x;
             squares += x * x;
-            constant += p->constant_v ? x * constant_v[c] : 0.0f;
+            if (p->constant_v)
+                constants += x * load_some(constant_v + c, last - c);
         }
+        float constant = sum(constants);
         memset(charge, 0, (size_t)width * sizeof(float));
         for (int64_t i = 0; i < p->images_v; i++) {
             const float *value = p->value + ((n * p->images_v + i) * window + first) * width;
@@ -120,7 +124,7 @@ static void decode_head(const attention_arguments *p, float *memory, int64_t n)
         const float *z = NULL;
         if (p->charge_noise) {
             spread = p->charge_noise[0]
-                     * __builtin_sqrtf(p->charge_noise[1] * total + p->charge_noise[2] * squares);
+                     * __builtin_sqrtf(p->charge_noise[1] * sum(total) + p->charge_noise[2] * sum(squares));
             z = p->pool + p->charge_start[n * tiles + tile];
         }
         int64_t circuits = (head * tiles + tile) * width;
@@ -148,7 +152,7 @@ int attention_decode(const attention_arguments *p)
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
 #endif
     {
-        size_t floats = (size_t)(p->window * (4 + p->images_k + p->images_v) + p->width);
+        size_t floats = (size_t)(p->window * (4 + p->images_k + p->images_v) + p->width + LANES);
         float *memory = malloc(floats * sizeof(float));
         failed |= !memory;
 #ifdef _OPENMP
