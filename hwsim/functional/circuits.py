@@ -61,7 +61,7 @@ class Circuits:
             scores.add_(self._column_offsets(heads, step, tile))
         if self.noisy_scores:
             z = self._of_slots("score", heads, step, tile, space)
-            scores.addcmul_(z, self._line[heads, step.rows, None])
+            scores.addcmul_(z, self.line[heads, step.rows, None])
         torch.clamp(scores, 0.0, 1.0, out=out)
         if self.device.readout_qk.bits is not None:
             top = 2**self.device.readout_qk.bits - 1
@@ -92,7 +92,7 @@ class Circuits:
         return band_of_ages(self.like.new_ones(self.ages), self.device.tile.slots)
 
     @cached_property
-    def _line(self) -> Tensor:
+    def line(self) -> Tensor:
         """Deviation [1] of the scores' noise over the saturation, (n, queries)."""
         line = read_noise_sigma(self.like, self.device) / self.device.saturation.qk
         return torch.hypot(line, line.new_tensor(self.device.noise.comparator)).flatten(0, 1)
@@ -199,6 +199,24 @@ class Circuits:
         nearest = x.round().add_(codes // 2).long().add_(first)
         x.add_(table.flatten().take(nearest))
 
+    # ---- all of it at once, for the kernels in C
+
+    def columns(self, what: str) -> Tensor:
+        """Return deviates of the converters of all sub-tiles, (h, sub-tiles, d)."""
+        die = self.place.die
+        assert die is not None
+        where = self.like.device
+        return self.per_head(die.circuits(what, where, self.kv_heads, self.device.subtiles, self.dims)).to(self.like)
+
+    def per_head(self, x: Tensor) -> Tensor:
+        """Repeat (kv_heads, ...) for the query heads of each group."""
+        return x.repeat_interleave(self.heads // self.kv_heads, 0)
+
+    def places(self, what: str, width: int) -> Tensor:
+        """Return where in the pool each query's noise starts at each sub-tile, (n, queries, sub-tiles) int32."""
+        tiles = torch.arange(self.device.subtiles, device=self.like.device)
+        return pool_places(extended(self._state(what)[..., None], tiles), width).to(torch.int32)
+
     # ---- which head, which draw
 
     def _heads(self, heads: slice) -> Tensor:
@@ -215,15 +233,19 @@ class Circuits:
 
     def _rows(self, what: str, heads: slice, rows: slice, tile: int, width: int, space: Workspace) -> Tensor:
         """Return the standard normals of some queries at a sub-tile, (n, R, width)."""
+        state = self._state(what)[heads, rows]
+        places = pool_places(extended(state, torch.tensor(tile, device=state.device)), width)
+        out = space.take("normals", state.numel(), width) if self.like.dtype == torch.float32 else None
+        return pool_rows(places.flatten(), width, out).view(*state.shape, width).to(self.like.dtype)
+
+    def _state(self, what: str) -> Tensor:
+        """Return the 64-bit states (n, queries) behind the draws of an effect."""
         if what not in self._states:
             head = torch.arange(self.heads, device=self.like.device).view(1, -1, 1)
             query = torch.arange(self.queries, device=self.like.device).view(1, 1, -1) + self.first_query
             states = self.place.states(what, head, query)
             self._states[what] = states.expand(self.batch, -1, -1).flatten(0, 1)
-        state = self._states[what][heads, rows]
-        places = pool_places(extended(state, torch.tensor(tile, device=state.device)), width)
-        out = space.take("normals", state.numel(), width) if self.like.dtype == torch.float32 else None
-        return pool_rows(places.flatten(), width, out).view(*state.shape, width).to(self.like.dtype)
+        return self._states[what]
 
 
 def _largest(x: Tensor) -> float:

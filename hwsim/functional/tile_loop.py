@@ -25,6 +25,7 @@ from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages, Step, Workspace
 from hwsim.functional.circuits import Circuits
 from hwsim.functional.layout import Stretch
+from hwsim.functional.native_loop import native_loop
 
 Cells = CellImages | AgedCells
 
@@ -79,15 +80,18 @@ class _TileLoop(torch.autograd.Function):
     def forward(
         ctx: Any, pulses: Tensor, keys: Tensor, values: Tensor, arrays: Arrays, circuits: Circuits, stretch: Stretch
     ) -> Tensor:
-        loop = _Loop(pulses, arrays, circuits, stretch)
-        ctx.save_for_backward(pulses, keys, values)
+        exact = (arrays.keys, arrays.values)
+        in_c = native_loop(pulses, exact, arrays.behind, circuits, stretch)
+        loop = in_c or _Loop(pulses, arrays, circuits, stretch)
         needed = any(ctx.needs_input_grad)
-        out, ctx.gates = loop.forward(keep=needed)
+        out, ctx.gates = loop.forward(save=needed)
+        ctx.save_for_backward(pulses, keys, values)  # whoever changes them in place is told
         ctx.loop = loop if needed else None
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
         return (*ctx.loop.backward(grads[0].contiguous(), ctx.gates), None, None, None)
 
 
@@ -148,7 +152,7 @@ class _Loop:
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
-    def forward(self, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
+    def forward(self, *, save: bool) -> tuple[Tensor, list[Tensor | None]]:
         """Return the output, and where each readout did not clip; None where none of a sub-tile's did."""
         out = torch.zeros_like(self.pulses, memory_format=torch.contiguous_format)
         gates: list[Tensor | None] = []
@@ -162,7 +166,7 @@ class _Loop:
                         charge[:, :rows].add_(met[0])
                         if power is not None and met[1] is not None:
                             power[:, :, :rows].add_(met[1])
-                    gate = self.circuits.read_out(charge, power, heads, step.rows, tile.number, self.space, keep=keep)
+                    gate = self.circuits.read_out(charge, power, heads, step.rows, tile.number, self.space, keep=save)
                     out[heads, step.rows].add_(charge)
                     gates.append(gate)
                 if tile.far:

@@ -1,0 +1,79 @@
+"""The kernels in C compute what the loop in PyTorch does, and are left alone where they do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from device_models import DeviceModel, load_device
+from hwsim import Die, attention_kernel, gain_cell_attention, native
+from hwsim.functional import tile_loop
+from tests import tolerances
+from tests.hwsim.comparison import CONTINUOUS_READOUT, PERIOD, SURROGATE, assert_same, inputs, values_and_gradients
+
+KNOWN = {
+    "retention.tau_sigma_ln": 0.0, "input.jitter": "0 s", "readout.inl": 0.0, "readout.dnl": 0.0, "readout.noise": 0.0,
+}  # fmt: skip
+NO_KERNEL = pytest.mark.skipif(not native.available(), reason="no C compiler made the kernels")
+
+
+def known(window: int, slots: int, **more: object) -> DeviceModel:
+    """A device whose effects the kernels know."""
+    gone = {"readout.inl", "readout.dnl", "readout.noise"} if "readout.bits" in more else set()
+    kept = {key: value for key, value in KNOWN.items() if key not in gone}
+    return load_device("gaincell_28nm", {"window.tokens": window, "tile.slots": slots, **kept, **more})
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("chip", ["design", "die", "noise"])
+@pytest.mark.parametrize(
+    ("sizes", "window", "slots", "more"),
+    [
+        ((2, 4, 2, 130, 64), 1024, 64, {}),
+        ((1, 2, 2, 300, 64), 128, 64, {"readout.offset_sigma": 0.3, "readout.gain_sigma": 0.05}),
+        ((1, 2, 1, 100, 80), 100, 64, SURROGATE),
+        ((1, 2, 1, 65, 16), 40, 16, {"retention.v_inf": "0.3 V"}),
+        ((1, 2, 1, 1, 64), 64, 64, {}),
+        ((1, 4, 2, 90, 64), 64, 16, CONTINUOUS_READOUT),
+    ],
+    ids=str,
+)
+def test_kernels_in_c(
+    sizes: tuple[int, int, int, int, int], window: int, slots: int, more: dict[str, object], chip: str
+) -> None:
+    device = known(window, slots, **more)
+    given = {"design": {}, "die": {"die": Die(3, device)}, "noise": {"die": Die(3, device), "read_key": 5}}[chip]
+    tensors = inputs(*sizes, dtype=torch.float32)
+    with attention_kernel("native"):
+        found = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+    with attention_kernel("torch"):
+        expected = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+    assert_same(found, expected, tolerances.FLOAT32, step=1 / 15, flips=tolerances.NATIVE_FLIPS)
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        {"input.jitter": "30 ps"}, {"readout.inl": 0.1}, {"readout.dnl": 0.1}, {"readout.noise": 0.1},
+        {"readout_qk.bits": 6}, {"retention.tau_sigma_ln": 0.4}, {"tile.assignment": "absolute"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_effect_that_they_do_not_know_is_never_lost(
+    effect: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, choose = [], tile_loop.native_loop
+    monkeypatch.setattr(tile_loop, "native_loop", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    tensors = inputs(1, 1, 1, 70, 16, torch.float32)
+    for device in (known(64, 32, **effect), known(64, 32)):
+        gain_cell_attention(*tensors, device, token_period_s=PERIOD, die=Die(1, device), read_key=1)
+    assert chosen[0] is None
+    assert (chosen[1] is not None) == bool(native.available())
+
+
+def test_without_a_compiler_all_else_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: "")
+    device, tensors = known(64, 32), inputs(1, 1, 1, 70, 16, torch.float32)
+    out = gain_cell_attention(*tensors, device, token_period_s=PERIOD)
+    with attention_kernel("torch"):
+        assert torch.equal(out, gain_cell_attention(*tensors, device, token_period_s=PERIOD))
