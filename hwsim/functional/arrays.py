@@ -74,13 +74,15 @@ class Powers:
     """Images of the cells by powers of their excursion.
 
     Attributes:
-        states: (b, kv_heads, images, columns, head_dim) over the saturation.
+        states: (b, kv_heads, images, columns, head_dim).
         which: Epoch and power n of each image; it fades as d^n in its epoch.
+        scales: What multiplies each image to a current over the saturation.
         constant: A current over the saturation that all cells have at any age; 0 where there is none.
     """
 
     states: Tensor
     which: tuple[tuple[int, int], ...]
+    scales: tuple[float, ...]
     constant: float
 
 
@@ -186,6 +188,7 @@ class CellArray:
         """Return the images c'_n y^n of each epoch; exact where all excursions shrink by one factor."""
         states: list[Tensor] = []
         which: list[tuple[int, int]] = []
+        scales: list[float] = []
         constant = 0.0
         coefficients = self._coefficients(self.cells, surrogate=surrogate)
         for epoch in range(len(self.epochs)):
@@ -201,10 +204,11 @@ class CellArray:
                     constant = c
                     continue
                 else:
-                    states.append(power * c)
+                    states.append(power)
                 which.append((epoch, n))
+                scales.append(1.0 if isinstance(c, Tensor) else c)
         whole = states[0].unsqueeze(2) if len(states) == 1 else torch.stack(states, 2)
-        return Powers(whole, tuple(which), constant)
+        return Powers(whole, tuple(which), tuple(scales), constant)
 
     def aged(
         self, queries: int, paces: Sequence[float], *, surrogate: bool, group: int, scale: float = 1.0
@@ -283,7 +287,8 @@ class CellArray:
             if made.constant:
                 read = [self.tables.powers(epoch, first=first)[0] for epoch in range(len(self.epochs))]
                 constant = (made.constant, torch.stack(read).sum(0))
-            self._powers[surrogate] = (made.states, weights, constant)
+            scale = made.states.new_tensor(made.scales)[:, None, None]
+            self._powers[surrogate] = (made.states * scale, weights, constant)
         whole, weight, constant = self._powers[surrogate]
         part = None if constant is None else (constant[0], constant[1][:, block.rows, block.columns])
         return Images(whole[:, :, :, block.columns], weight[:, block.rows, :, block.columns], part)

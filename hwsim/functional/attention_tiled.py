@@ -217,7 +217,8 @@ class _Pass:
                 return array.aged(queries, paces, surrogate=surrogate, group=self.group, scale=unit)
             made, first = array.powers(surrogate=surrogate), array.name == "key"
             unit = 1.0 if first else circuits.per_charge
-            bands = tuple(self.tables.band((one,), unit, first=first) for one in made.which)
+            given = zip(made.which, made.scales, strict=True)
+            bands = tuple(self.tables.band((one,), unit * scale, first=first) for one, scale in given)
             constant = None
             if made.constant:
                 always = tuple((epoch, 0) for epoch in range(self.tables.epochs))
