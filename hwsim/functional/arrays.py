@@ -170,7 +170,7 @@ class CellArray:
         law = (0.0, slope, 0.0, 0.0) if surrogate else polynomial(self.device.cell)
         return tuple(c / self.saturation for c in law)
 
-    def _coefficients(self, cells: CellDeviations, *, surrogate: bool) -> list[Tensor | float]:
+    def coefficients(self, cells: CellDeviations, *, surrogate: bool) -> list[Tensor | float]:
         """Return c'_n of the current as a polynomial in the excursion y; one number, or one for each cell."""
         shift: Tensor | float = written_voltage_offset(self.device)
         if cells.offset is not None:
@@ -190,7 +190,7 @@ class CellArray:
         which: list[tuple[int, int]] = []
         scales: list[float] = []
         constant = 0.0
-        coefficients = self._coefficients(self.cells, surrogate=surrogate)
+        coefficients = self.coefficients(self.cells, surrogate=surrogate)
         for epoch in range(len(self.epochs)):
             y = self._excursion(epoch)
             power: Tensor | None = None
@@ -244,7 +244,7 @@ class CellArray:
 
         def facts() -> tuple[Tensor, list[Tensor | float]]:
             assert cells.slowness is not None
-            made = self._coefficients(cells, surrogate=surrogate)
+            made = self.coefficients(cells, surrogate=surrogate)
             return of_heads(rate / cells.slowness), [of_heads(c) if isinstance(c, Tensor) else c for c in made]
 
         first = self.tables.layout.first_slot
@@ -340,7 +340,7 @@ class CellArray:
             assert cells.slowness is not None
             d = decay_factor(seconds, self.device, cells.slowness[:, None])
             made = []
-            for n, c in enumerate(self._coefficients(cells, surrogate=surrogate)):
+            for n, c in enumerate(self.coefficients(cells, surrogate=surrogate)):
                 made.append(d**n * (c[:, None] if isinstance(c, Tensor) else c))
             return torch.stack(made)
 

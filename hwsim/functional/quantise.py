@@ -44,20 +44,28 @@ def quantise_levels(x: Tensor, levels: int | None, low: float, high: float) -> T
     """
     if levels is None:
         return torch.nn.functional.hardtanh(x, low, high)
-    return _QuantiseLevels.apply(x, (high - low) / (levels - 1), low, high)
+    step = (high - low) / (levels - 1)
+    if not torch.is_grad_enabled():
+        return _on_levels(x, step, low, high)
+    return _QuantiseLevels.apply(x, step, low, high)
+
+
+def _on_levels(x: Tensor, step: float, low: float, high: float) -> Tensor:
+    """Clip and round, in place after the clip: fresh memory costs more than the rounding."""
+    out = torch.clamp(x, low, high)
+    if low:
+        return out.sub_(low).div_(step).round_().mul_(step).add_(low)
+    return out.div_(step).round_().mul_(step)
 
 
 class _QuantiseLevels(torch.autograd.Function):
-    """Clip and :func:`round_straight_through` in one, in place: fresh memory costs more than the rounding."""
+    """:func:`_on_levels`, straight through where it does not clip."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: float, low: float, high: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.range = low, high
-        out = torch.clamp(x, low, high)
-        if low:
-            return out.sub_(low).div_(step).round_().mul_(step).add_(low)
-        return out.div_(step).round_().mul_(step)
+        return _on_levels(x, step, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

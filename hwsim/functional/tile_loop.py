@@ -117,8 +117,9 @@ class _Loop:
             after = s0 + window
             if last > first:
                 reach = after if self.meets else after + width - 1
+                begin = max(s0, stretch.first_query)  # the first step has all queries that meet the lap before
                 most = self.arrays.keys.rows or reach - s0
-                main = [self._step(s0, first, last, t, min(t + most, reach)) for t in range(s0, reach, most)]
+                main = [self._step(s0, first, last, t, min(t + most, reach)) for t in range(begin, reach, most)]
                 far = self._step(s0, first, last, after, after + width - 1) if self.meets else None
                 if any(main) or far:
                     there = tuple(step for step in main if step)

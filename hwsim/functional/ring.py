@@ -1,0 +1,262 @@
+"""The arrays of one layer while tokens come one after another: written in place, read at the cost of the window.
+
+``gain_cell_attention`` writes and reads whole sequences; this is the same token by token. Each token goes into slot
+``t mod M`` once, with all its refreshes; the weight of slot s at token t is that of the age ``(t - s) mod M``, a slice
+of a table that holds all ages twice.
+
+Shapes: b sequences, h query heads, g arrays (key/value heads), M slots, d dimensions.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from device_models.converters import highest_code, readout_step
+from device_models.schema import DeviceModel
+from hwsim.die import ARRAYS, Array
+from hwsim.functional.arrays import CellArray
+from hwsim.functional.attention import at_slots
+from hwsim.functional.cells import (
+    CellDeviations,
+    cell_current,
+    cell_deviations,
+    relaxed_level,
+    relaxed_voltage,
+    to_levels,
+    written_voltage,
+)
+from hwsim.functional.layout import Stretch, stretch_layout
+from hwsim.functional.reads import (
+    Place,
+    has_read_noise,
+    input_pulses,
+    read_out,
+    scores_to_pulses,
+    write_deviates,
+)
+from hwsim.functional.tables import AttentionTables
+
+
+class RingBuffer:
+    """The cells of one layer, all sequences of a batch written at the same time.
+
+    Args:
+        device: The device; a hard sigmoid between the products.
+        batch: Sequences.
+        heads: Query heads.
+        kv_heads: Arrays.
+        head_dim: Dimensions of a head.
+        token_period_s: [s] time between two tokens.
+        place: Chip, layer and noise keys.
+        dtype: Of everything.
+
+    Attributes:
+        tokens: How many were written.
+
+    Raises:
+        ValueError: If heads do not divide, scores are normalised in digital, or sub-tiles are cut by absolute index.
+    """
+
+    def __init__(
+        self, device: DeviceModel, batch: int, heads: int, kv_heads: int, head_dim: int, *,
+        token_period_s: float | None = None, place: Place | None = None, dtype: torch.dtype = torch.float32,
+        where: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        if heads % kv_heads:
+            raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads evenly")
+        if device.activation.kind == "softmax" or device.tile.assignment != "ring":
+            raise ValueError(f"{device.name}: a ring buffer needs a hard sigmoid and sub-tiles of physical slots")
+        self.device, self.place, self.tokens = device, place or Place(), 0
+        self.batch, self.heads, self.kv_heads, self.head_dim, self.dtype = batch, heads, kv_heads, head_dim, dtype
+        self.window, self.slots = device.window.tokens, device.tile.slots
+        layout = stretch_layout(Stretch(1, self.window), device, where)
+        self.tables = AttentionTables(layout, device, token_period_s, dtype)
+        self.padded = device.subtiles * self.slots
+        self.index = torch.arange(self.padded, device=where)
+        self.arrays = {name: _Ring(self, name) for name in ARRAYS}
+
+    @torch.no_grad()
+    def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Write a token and let its query read.
+
+        Args:
+            query: [1] (b, h, 1, d) before its converter.
+            key: [V] (b, g, 1, d) before its converter.
+            value: [V] as ``key``.
+
+        Returns:
+            (b, h, 1, d) before the output scaler.
+        """
+        device, now = self.device, self.tokens
+        slot = now % self.window
+        for name, x in zip(ARRAYS, (key, value), strict=True):
+            self.arrays[name].write(x, now, slot)
+        self.tokens += 1
+        written = torch.full((1, 1), now, device=query.device)
+        pulses = input_pulses(query, device, self.place, written, self.kv_heads)
+        rows = pulses.reshape(self.batch * self.kv_heads, -1, self.head_dim)
+        scores = self.arrays["key"].product(rows, slot, first=True)
+        if self.plain:
+            phi = scores.clamp_(0.0, 1.0)
+        else:
+            wide = scores.view(self.batch, self.heads, 1, self.padded)
+            live = (self.index < min(self.tokens, self.window)).to(self.dtype).view(1, 1, -1)
+            phi = scores_to_pulses(wide, pulses, live, device, self.place, written, self.index, self.kv_heads)
+            phi = phi.reshape(scores.shape)
+        charge = self.arrays["value"].product(phi, slot, first=False)
+        return self._read_out(charge, phi, written)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing but a clip stands between the products, and nothing but rounding behind them."""
+        return self.place.die is None and self.place.keys is None and self.device.readout_qk.bits is None
+
+    def _read_out(self, charge: Tensor, phi: Tensor, written: Tensor) -> Tensor:
+        """Read out (b g, group, sub-tiles, d) charges and add them up."""
+        device, step = self.device, readout_step(self.device.readout)
+        shape = (self.batch, self.heads, 1, self.head_dim)
+        if self.plain:
+            if step is None:
+                return charge.clamp_(-1.0, 1.0).sum(2).view(shape)
+            top = highest_code(device.readout)
+            return charge.div_(step).round_().clamp_(-top, top).sum(2).mul_(step).view(shape)
+        tiles = -(-min(self.tokens, self.window) // self.slots)
+        by_tile = phi.unflatten(-1, (-1, self.slots)).view(self.batch, self.heads, 1, -1, self.slots)
+        noisy, out = has_read_noise(device, self.place), charge.new_zeros(shape)
+        for tile in range(tiles):
+            p = by_tile[..., tile, :]
+            power = (p.sum(-1), p.square().sum(-1)) if noisy else None
+            x = charge[:, :, tile].reshape(shape)
+            out += read_out(x, power, device, self.place, written, tile, self.kv_heads)
+        return out
+
+
+class _Ring:
+    """One array: images of its cells where one factor fades them all, else their voltages."""
+
+    def __init__(self, ring: RingBuffer, name: Array) -> None:
+        self.ring, self.name, device = ring, name, ring.device
+        self.cells = self._deviations()
+        shape = (ring.batch, ring.kv_heads, ring.padded, ring.head_dim)
+        probe = torch.zeros(ring.batch, ring.kv_heads, 1, ring.head_dim, dtype=ring.dtype, device=ring.index.device)
+        blank = probe.expand(-1, -1, ring.window, -1)
+        array = CellArray([blank] * ring.tables.epochs, device, self.cells, ring.tables, name)
+        self.level = relaxed_level(device)
+        self.proportional, self.saturation = array.proportional, array.saturation
+        if self.proportional:
+            made = array.powers(surrogate=False)
+            self.which = made.which
+            self.coefficients = array.coefficients(self.cells, surrogate=False)
+            size = (ring.batch * ring.kv_heads, ring.padded, ring.head_dim)
+            self.states = [probe.new_zeros(size) for _ in made.which]
+            scaled = zip(made.which, made.scales, strict=True)
+            self.weights = [self._twice(ring.tables.by_age(e, first=name == "key")[n] * c) for (e, n), c in scaled]
+            always = torch.stack([ring.tables.by_age(e, first=name == "key")[0] for e in range(ring.tables.epochs)])
+            self.constant = self._twice(always.sum(0) * made.constant) if made.constant else None
+        else:
+            self.voltages = [probe.new_full(shape, device.storage.v_zero) for _ in range(ring.tables.epochs)]
+            self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
+
+    def _deviations(self) -> CellDeviations:
+        ring = self.ring
+        slots = torch.arange(ring.window, device=ring.index.device)
+        return cell_deviations(
+            ring.place.die, self.name, ring.device, ring.kv_heads, slots, ring.head_dim, ring.dtype
+        )  # fmt: skip
+
+    def _twice(self, by_age: Tensor) -> Tensor:
+        """Return a table that holds, from ``window - 1 - p`` on, the ages of slots 0, 1, .. with p written last."""
+        back = by_age.flip(0)
+        return torch.cat([back, back])
+
+    def _at(self, table: Tensor, slot: int) -> Tensor:
+        """Return what a table holds for the ages of all written slots, (written,)."""
+        start = self.ring.window - 1 - slot
+        return table[start : start + min(self.ring.tokens, self.ring.window)]
+
+    def write(self, x: Tensor, now: int, slot: int) -> None:
+        """Put the token ``now`` (b, g, 1, d) into a slot."""
+        ring, device = self.ring, self.ring.device
+        v = to_levels(x, device)
+        if ring.plain and ring.tables.epochs == 1:
+            epochs = [v]
+        else:
+            cells = at_slots(self.cells, torch.tensor([slot], device=x.device))
+            written, epochs = torch.full((1, 1), now, device=x.device), []
+            for epoch in range(ring.tables.epochs):
+                if epoch:
+                    interval = v.new_tensor(ring.tables.interval)
+                    v = to_levels(relaxed_voltage(epochs[-1], interval, device, cells), device)
+                z = write_deviates(ring.place, self.name, device, written, epoch, v)
+                epochs.append(written_voltage(v, device, cells, z))
+        if self.proportional:
+            excursions = [voltage[:, :, 0] - self.level for voltage in epochs]
+            for kept, (epoch, n) in zip(self.states, self.which, strict=True):
+                y, c = excursions[epoch], self.coefficients[n]
+                image = y**n if n > 1 else y if n else torch.ones_like(y)
+                if isinstance(c, Tensor):
+                    image = image * c[:, slot if c.shape[1] > 1 else 0]
+                kept[:, slot] = image.view(-1, image.shape[-1])
+        else:
+            for kept, fresh in zip(self.voltages, epochs, strict=True):
+                kept[:, :, slot] = fresh[:, :, 0]
+
+    def product(self, x: Tensor, slot: int, *, first: bool) -> Tensor:
+        """Multiply pulses by currents over the saturation, with the token in ``slot`` written last.
+
+        Args:
+            x: (b g, group, d) of the rows, or (b g, group, M) of the columns.
+            slot: Physical slot.
+            first: Whether it is the first product, (b g, group, M), or the second, (b g, group, sub-tiles, d).
+        """
+        if not self.proportional:
+            return _product(x, self._currents(slot), self.ring.slots, first=first)
+        held, total = min(self.ring.tokens, self.ring.window), None
+        for table, image in zip(self.weights, self.states, strict=True):
+            weight = self._at(table, slot)
+            if first:
+                part = torch.bmm(x, image.mT)
+                part[..., :held].mul_(weight)
+                if held < part.shape[-1]:
+                    part[..., held:] = 0.0
+            else:
+                part = _product(_weighted(x, weight), image, self.ring.slots, first=False)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        if self.constant is not None:
+            weight = self._at(self.constant, slot)
+            if first:
+                total[..., :held].addcmul_(x.sum(-1, keepdim=True), weight)
+            else:
+                total.add_(_weighted(x, weight).unflatten(-1, (-1, self.ring.slots)).sum(-1, keepdim=True))
+        return total
+
+    def _currents(self, slot: int) -> Tensor:
+        """Return the currents of all cells at their age, (b g, M, d), zero where nothing was written."""
+        ring, device, held = self.ring, self.ring.device, min(self.ring.tokens, self.ring.window)
+        epoch, rest = ring.tables.epoch_and_rest(self._at(self.age, slot))
+        cells = at_slots(self.cells, torch.arange(held, device=rest.device))
+        out = self.voltages[0].new_zeros(self.voltages[0].shape)
+        for e, v0 in enumerate(self.voltages):
+            v = relaxed_voltage(v0[:, :, :held], rest[:, None].to(v0.dtype), device, cells)
+            out[:, :, :held] += cell_current(v, device, cells) * (epoch == e)[:, None] / self.saturation
+        return out.flatten(0, 1)
+
+
+def _weighted(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply the written slots of (n, group, M) and clear the others."""
+    out = x.new_zeros(x.shape) if weight.numel() < x.shape[-1] else torch.empty_like(x)
+    torch.mul(x[..., : weight.numel()], weight, out=out[..., : weight.numel()])
+    return out
+
+
+def _product(x: Tensor, cells: Tensor, slots: int, *, first: bool) -> Tensor:
+    if first:
+        return torch.bmm(x, cells.mT)
+    n, group, padded = x.shape
+    by_tile = x.view(n, group, -1, slots).transpose(1, 2).reshape(-1, group, slots)
+    made = torch.bmm(by_tile, cells.view(-1, slots, cells.shape[-1]))
+    return made.view(n, padded // slots, group, -1).transpose(1, 2)
