@@ -26,7 +26,7 @@ TOLERANCE = 2e-6
 """Rms error of the cells' currents, in full scales, that nodes may make: fewer readout codes change by it than by the
 rounding of float32."""
 MOST_NODES = 12
-IMAGE_COST = 24
+IMAGE_COST = 64
 """Queries whose products with a column of cells take as long as the image of the column (measured)."""
 
 
@@ -95,7 +95,8 @@ def steps_and_nodes(family: Family, queries: int, window: int, columns: int) -> 
         columns: Columns of a sub-tile.
     """
     best: tuple[float, int, int] | None = None
-    for rows in sorted({min(columns * 2**n, queries) for n in range(12)}):
+    for n in range(12):
+        rows = columns * 2**n  # few different ones, so that weights can be kept
         span = max(1, rows + columns - 2)
         starts = {0, min(rows, window - 1), min(4 * rows, window - 1)}
         for nodes in range(1, MOST_NODES + 1):
@@ -105,4 +106,6 @@ def steps_and_nodes(family: Family, queries: int, window: int, columns: int) -> 
             if all(fitted_weights(family, nodes, span, start - columns + 1)[1] <= TOLERANCE for start in starts):
                 best = (cost, rows, nodes)
                 break
+        if rows >= queries:
+            break
     return None if best is None else best[1:]

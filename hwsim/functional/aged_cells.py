@@ -39,6 +39,7 @@ class AgedCells:
         ages: Ages below this are read.
         family: The cells whose currents the weights fit; None for polynomials.
         scale: What the currents are multiplied by.
+        kept: Weights that were made, shared by all layers of a pass.
     """
 
     states: Tensor
@@ -50,7 +51,7 @@ class AgedCells:
     ages: int
     family: Family | None = None
     scale: float = 1.0
-    _weights: dict[tuple[object, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    kept: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
 
     single = False
 
@@ -135,15 +136,15 @@ class AgedCells:
         """Return L_j at the ages of a step, zero where they are not read, (R, C)."""
         (rows, columns), above = step.shape, step.above
         plain = above >= self.columns - 1 and above + rows <= self.ages
-        key = (j, above, rows, step.column, columns)
-        if key not in self._weights:
+        key = (self.family, self.nodes, self.rows, self.scale, j, above, rows, step.column, columns)
+        if key not in self.kept:
             by_age = self._by_age(j, above - self.columns + 1) * self.scale
             made = by_age.to(self.states).contiguous().as_strided((rows, self.columns), (1, 1)).flip(1)
             made = made[:, step.column : step.column + columns]
             if not plain:
                 made = made * step.of(band_of_ages(self.states.new_ones(self.ages), self.columns))
-            self._weights[key] = made.contiguous()
-        return self._weights[key]
+            self.kept[key] = made.contiguous()
+        return self.kept[key]
 
     def _by_age(self, j: int, youngest: int) -> Tensor:
         if self.family is not None:

@@ -257,7 +257,7 @@ class CellArray:
             scale, coefficients = scale * slope, [0.0, 1.0, 0.0, 0.0]  # one factor of all weights
         return AgedCells(
             of_heads(y).flatten(0, 1), tuple(coefficients), rates, best[1], best[0], slots, self.tables.oldest + 1,
-            family, scale,
+            family, scale, self.tables.kept_weights,
         )  # fmt: skip
 
     def _family(self, rate: float, *, surrogate: bool) -> Family:

@@ -52,6 +52,7 @@ class AttentionTables:
         self._by_age: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         self._powers: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         self._bands: dict[tuple[object, ...], Tensor] = {}
+        self.kept_weights: dict[tuple[object, ...], Tensor] = {}
         self.node_weights: dict[tuple[Block, int, int], Tensor] = {}
 
     @cached_property

@@ -57,8 +57,8 @@ def test_few_nodes_serve_cells_of_a_device() -> None:
     linear = Family(((0.0, 19.3, 0.0, 0.0),), -0.45, 0.45, 0.78e-6 / 5e-3, 0.4)
     cubic = Family(((0.521364, 13.612261, -2.620446, 46.054838),), -0.45, 0.45, 1e-5 / 5e-3, 0.4)
     assert steps_and_nodes(linear, 1024, 1024, 64) == (512, 3)
-    assert steps_and_nodes(cubic, 1024, 1024, 64) == (64, 5)
-    for family, rows, nodes in ((linear, 512, 3), (cubic, 64, 5)):
+    assert steps_and_nodes(cubic, 75, 1024, 64) == (128, 6)
+    for family, rows, nodes in ((linear, 512, 3), (cubic, 128, 6)):
         for youngest in (-63, 1, 449):
             assert fitted_weights(family, nodes, rows + 62, youngest)[1] <= TOLERANCE
         assert fitted_weights(family, nodes - 1, rows + 62, 1)[1] > TOLERANCE
