@@ -44,6 +44,7 @@ def assert_all_alike(whole: dict[str, Any], others: list[dict[str, Any]]) -> Non
             assert found[key] == whole[key], (found["moment"], key)
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed(finished: RunResult, tmp_path: Path) -> None:
     """Before a change of its folder in the first round, and, resumed, in the second."""
     settings = {key: value if value != [] else "[]" for key, value in TINY.items()}

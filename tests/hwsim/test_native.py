@@ -204,6 +204,7 @@ def test_failing_compiler_is_a_reason_not_an_error(monkeypatch, tmp_path):
         build.load.cache_clear()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_processes_build_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
