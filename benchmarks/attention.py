@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -214,13 +215,14 @@ def quartiles(found: list[float]) -> tuple[float, float, float]:
 def memory() -> str:
     """Return the extra memory of a forward and backward pass at T = 4096, in a process of its own."""
     program = (
-        "import resource, torch; from benchmarks.attention import *; torch.set_num_threads(1)\n"
+        "import resource, torch; from attention import LINEAR, attention, device; torch.set_num_threads(1)\n"
         "small = attention(256, 'torch', device(**LINEAR), backward=True); small()\n"
         "work = attention(4096, 'torch', device(**LINEAR), backward=True)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak(); work(); print(round(peak() - before))"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     return done.stdout.strip()
 
 

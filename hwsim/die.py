@@ -100,14 +100,16 @@ class Die:
                 torch.arange(size, device=device).view(-1, *(1,) * (len(sizes) - 1 - axis))
                 for axis, size in enumerate(sizes)
             ]
-            made = self._made[key] = normal(keyed(start, *places))
+            with torch.inference_mode(False):  # what is made in an evaluation serves in training as well
+                made = self._made[key] = normal(keyed(start.clone(), *(place.clone() for place in places)))
         return made if grows is None else made.narrow(grows, 0, sizes[grows])
 
     def once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         """Return what ``make`` makes of this die's deviates at this layer, made once per key."""
         place = (self.layer, *key)
         if place not in self._derived:
-            self._derived[place] = make()
+            with torch.inference_mode(False), torch.no_grad():
+                self._derived[place] = make()
         return cast(T, self._derived[place])
 
     def describe(self, heads: int = 1, head_dim: int = 64) -> list[dict[str, object]]:

@@ -66,22 +66,25 @@ class Family:
         return max(float(np.abs(np.polynomial.polynomial.polyval(y, law)).max()) for law in self.laws)
 
 
-def node_ages(nodes: int, span: int) -> tuple[float, ...]:
-    """Return the Chebyshev nodes of the ages 0..span [tokens]."""
-    return tuple(0.5 * span * (1.0 + math.cos((j + 0.5) * math.pi / nodes)) for j in range(nodes))
+def node_ages(nodes: int, span: int, youngest: int) -> tuple[float, ...]:
+    """Return the Chebyshev nodes of the ages youngest..youngest + span [tokens], from the write on."""
+    low, high = max(0, youngest), youngest + span
+    return tuple(low + 0.5 * (high - low) * (1.0 + math.cos((j + 0.5) * math.pi / nodes)) for j in range(nodes))
 
 
 @functools.lru_cache(maxsize=2048)
 def fitted_weights(family: Family, nodes: int, span: int, youngest: int) -> tuple[NDArray, float]:
     """Return the weights (nodes, span + 1) of the ages from ``youngest`` on, and the largest rms error over them.
 
-    The error is in full scales; ages before the write are those of a query's own sub-tile, which does not read them.
+    The error is in full scales. Ages before the write, of which a query's own sub-tile has some, are not read: their
+    weights are zero.
     """
-    ages = youngest + np.arange(span + 1)
-    known, wanted = family.currents(youngest + np.array(node_ages(nodes, span))), family.currents(ages)
+    before = max(0, -youngest)
+    known = family.currents(np.array(node_ages(nodes, span, youngest)))
+    wanted = family.currents(np.arange(youngest + before, youngest + span + 1))
     weights = np.linalg.lstsq(known, wanted, rcond=1e-13)[0]
-    wrong = np.sqrt(np.square(known @ weights - wanted).sum(0))
-    return weights, float(wrong[ages >= 0].max()) / family.full_scale
+    wrong = np.sqrt(np.square(known @ weights - wanted).sum(0).max())
+    return np.pad(weights, ((0, 0), (before, 0))), float(wrong) / family.full_scale
 
 
 @functools.lru_cache(maxsize=256)
@@ -98,7 +101,7 @@ def steps_and_nodes(family: Family, queries: int, window: int, columns: int) -> 
     for n in range(12):
         rows = columns * 2**n  # few different ones, so that weights can be kept
         span = max(1, rows + columns - 2)
-        starts = {0, min(rows, window - 1), min(4 * rows, window - 1)}
+        starts = {0, *(min(start, window - 1) for start in (columns, rows, 4 * rows))}
         for nodes in range(1, MOST_NODES + 1):
             cost = nodes * (1.0 + IMAGE_COST / rows)
             if best is not None and cost >= best[0]:

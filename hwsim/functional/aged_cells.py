@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hwsim.functional.age_weights import Family, fitted_weights, node_ages
 from hwsim.functional.cell_products import Step, Workspace, add_product, band_of_ages
@@ -121,7 +122,7 @@ class AgedCells:
         def of(x: Coefficient) -> Coefficient:
             if not isinstance(x, Tensor):
                 return x
-            part = x[:, step.keys]
+            part = x if x.shape[1] == 1 else x[:, step.keys]  # one for all slots, or a window of one
             return part if which is None else part.index_select(0, which)
 
         y = self.states[heads, step.keys].unflatten(0, (-1, h if whole else heads.stop - heads.start))
@@ -130,7 +131,7 @@ class AgedCells:
 
     def _age(self, j: int, step: Step) -> float:
         """Return the age [tokens] of a node; before the write for the earliest of a query's own sub-tile."""
-        return step.above - (self.columns - 1) + node_ages(self.nodes, self.span)[j]
+        return node_ages(self.nodes, self.span, step.above - (self.columns - 1))[j]
 
     def _weight(self, j: int, step: Step) -> Tensor:
         """Return L_j at the ages of a step, zero where they are not read, (R, C)."""
@@ -150,7 +151,8 @@ class AgedCells:
         if self.family is not None:
             return torch.from_numpy(fitted_weights(self.family, self.nodes, self.span, youngest)[0][j])
         angles = (torch.arange(self.nodes, dtype=torch.float64) + 0.5) * (math.pi / self.nodes)
-        return interpolation_weights(angles, self.span)[:, j]
+        before = max(0, -youngest)
+        return pad(interpolation_weights(angles, max(1, self.span - before))[: self.span - before + 1, j], (before, 0))
 
 
 class _Images:

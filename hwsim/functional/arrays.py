@@ -211,7 +211,7 @@ class CellArray:
         return Powers(whole, tuple(which), tuple(scales), constant)
 
     def aged(
-        self, queries: int, paces: Sequence[float], *, surrogate: bool, group: int, scale: float = 1.0
+        self, queries: int, other: CellArray, *, surrogate: bool, group: int, scale: float = 1.0
     ) -> AgedCells | None:  # fmt: skip
         """Return the cells with a rate of their own for each; None where nodes cannot serve.
 
@@ -220,7 +220,7 @@ class CellArray:
 
         Args:
             queries: How many there are.
-            paces: The larger :meth:`paces` of both arrays.
+            other: The other array of the head; both have the same steps.
             surrogate: Whether for the gradient's current.
             group: Query heads that share an array.
             scale: What multiplies the currents.
@@ -231,6 +231,7 @@ class CellArray:
         slots, rate = self.tables.layout.slots, period / decay_time(self.device)
         family = None if self.epochs[0].dtype == torch.float64 else self._family(rate, surrogate=surrogate)
         if family is None:
+            paces = [max(pair) for pair in zip(self.paces(), other.paces(), strict=True)]
             best = self._steps_and_nodes(queries, rate, paces)
         else:
             window = self.tables.layout.window
@@ -242,14 +243,9 @@ class CellArray:
         def of_heads(x: Tensor) -> Tensor:
             return x if group == 1 else x.repeat_interleave(group, -3)
 
-        def facts() -> tuple[Tensor, list[Tensor | float]]:
-            assert cells.slowness is not None
-            made = self.coefficients(cells, surrogate=surrogate)
-            return of_heads(rate / cells.slowness), [of_heads(c) if isinstance(c, Tensor) else c for c in made]
-
-        first = self.tables.layout.first_slot
-        key = ("rates", self.name, first, cells.slowness.shape, y.dtype, group, surrogate, period)
-        rates, coefficients = facts() if self.die is None else self.die.once(key, facts)
+        made = self.coefficients(cells, surrogate=surrogate)
+        coefficients = [of_heads(c) if isinstance(c, Tensor) else c for c in made]
+        rates = of_heads(rate / cells.slowness)
         slope = coefficients[1]
         if isinstance(slope, float) and not any(
             isinstance(c, Tensor) or c for c in (coefficients[0], *coefficients[2:])
@@ -323,7 +319,7 @@ class CellArray:
                 most * float(relative.pow(2 * count).mean()) ** (0.5 / count) for count in range(1, MOST_NODES + 1)
             )
 
-        if self.die is None:
+        if self.die is None or slowness.dtype == torch.float64:
             return found()
         key = ("paces", self.name, self.tables.layout.first_slot, slowness.shape, slowness.dtype)
         return self.die.once(key, found)

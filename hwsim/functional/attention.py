@@ -218,6 +218,18 @@ def at_slots(cells: CellDeviations, which: Tensor) -> CellDeviations:
     )  # fmt: skip
 
 
+def first_slots(cells: CellDeviations, number: int) -> CellDeviations:
+    """Return the deviations of the first slots, without a copy."""
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return x if x is None or x.shape[1] == 1 else x[:, :number]
+
+    return CellDeviations(
+        cut(cells.factor), cut(cells.offset), cut(cells.slowness), cut(cells.capacitor), cut(cells.pedestal),
+        cut(cells.inl), cells.manufactured,
+    )  # fmt: skip
+
+
 def digitised(score: Tensor, device: DeviceModel) -> Tensor:
     """Return scores over the saturation as signed codes in [-1, 1]."""
     bits = device.readout_qk.bits

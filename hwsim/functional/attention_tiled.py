@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array, Die
 from hwsim.functional.arrays import CellArray
-from hwsim.functional.attention import READS, digitised
+from hwsim.functional.attention import READS, at_slots, digitised, first_slots
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import CellDeviations, cell_deviations, relaxed_voltage, to_levels, written_voltage
 from hwsim.functional.circuits import Circuits
@@ -35,6 +35,8 @@ from hwsim.functional.tile_loop import Arrays, Cells, tile_loop
 Watcher = Callable[[Tensor], None]
 """Is given the charges [1] (heads, reads) of one sub-tile before noise and readout, over the saturation."""
 
+FEW_QUERIES = 8
+"""Below this the current of each cell at each query costs less than those at the nodes."""
 STORED_SCORES = 1 << 22
 """Scores of one sub-tile beyond which they are computed again in the backward pass instead of stored."""
 
@@ -159,18 +161,24 @@ class _Pass:
 
     def _deviations(self, name: Array, dtype: torch.dtype, *, in_order: bool) -> CellDeviations:
         """Return the deviations of the columns; a range of slots, so two numbers name it."""
-        die, slots = self.place.die, self.layout.slot_of_column
-        if in_order:
-            slots = self.layout.slot_in_order
+        die, layout = self.place.die, self.layout
+        slots = layout.slot_in_order if in_order else layout.slot_of_column
 
-        def make() -> CellDeviations:
-            return cell_deviations(die, name, self.device, self.kv_heads, slots, self.head_dim, dtype)
+        def of(some: Tensor) -> CellDeviations:
+            return cell_deviations(die, name, self.device, self.kv_heads, some, self.head_dim, dtype)
 
         if die is None:
-            return make()
-        first = int(slots[0]) if slots.numel() else 0
-        key = (name, in_order, self.kv_heads, self.head_dim, dtype, slots.device, first, slots.numel())
-        return die.once(key, make)
+            return of(slots)
+        key = (name, in_order, self.kv_heads, self.head_dim, dtype, slots.device)
+        if not in_order:
+            return die.once((*key, layout.first_slot, slots.numel()), lambda: of(slots))
+        # Few different lengths: a text that grows token by token must not leave a copy for each
+        needed = int(slots.max()) + 1
+        length = min(layout.slots << max(0, (needed - 1) // layout.slots).bit_length(), layout.period)
+        cells = die.once((*key, length), lambda: of(torch.arange(length, device=slots.device)))
+        if needed == slots.numel() and int(slots[0]) == 0:
+            return first_slots(cells, needed)
+        return at_slots(cells, slots)
 
     def _pulses(self, query: Tensor) -> Tensor:
         return input_pulses(query, self.device, self.place, self.layout.query_index, self.kv_heads)
@@ -201,20 +209,21 @@ class _Pass:
     def _looped(self, pulses: Tensor, keys: CellArray, values: CellArray, stretch: Stretch) -> Tensor | None:
         """Return the same, sub-tile by sub-tile, without anything that grows with queries times keys.
 
-        None where cells neither fade by one factor nor can be interpolated.
+        None where cells neither fade by one factor nor can be interpolated, or queries are too few for it.
         """
+        if stretch.queries < FEW_QUERIES and not (keys.proportional and values.proportional):
+            return None
         ages = self.tables.oldest + 1
         circuits = Circuits(
             self.device, self.place, pulses.detach(), stretch.first_query, self.kv_heads, ages, self.full_scale
         )  # fmt: skip
 
-        paces = [max(pair) for pair in zip(keys.paces(), values.paces(), strict=True)]
-
         def images(array: CellArray, *, surrogate: bool) -> Cells | None:
             if not array.proportional:
                 unit = 1.0 if array.name == "key" else circuits.per_charge
                 queries = min(stretch.queries, self.layout.window)
-                return array.aged(queries, paces, surrogate=surrogate, group=self.group, scale=unit)
+                other = values if array is keys else keys
+                return array.aged(queries, other, surrogate=surrogate, group=self.group, scale=unit)
             made, first = array.powers(surrogate=surrogate), array.name == "key"
             unit = 1.0 if first else circuits.per_charge
             given = zip(made.which, made.scales, strict=True)

@@ -130,7 +130,7 @@ def written_voltage(v: Tensor, device: DeviceModel, cells: CellDeviations, z_wri
         assert storage.levels is not None
         step = (storage.v_max - storage.v_min) / (storage.levels - 1)
         code = ((v.detach() - storage.v_min) / step).round().long().clamp(0, storage.levels - 1)
-        table = cells.inl.expand(v.shape[0], *cells.inl.shape)
+        table = cells.inl[None].expand(v.shape[0], -1, v.shape[2], -1, -1)
         charged = charged + table.gather(-1, code[..., None])[..., 0]
     if cells.capacitor is not None:
         charged = charged * (1.0 + cells.capacitor)

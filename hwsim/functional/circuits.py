@@ -22,6 +22,8 @@ from hwsim.randomness import extended, pool_places, pool_rows
 class Circuits:
     """The circuits of one layer for the queries of a stretch.
 
+    ``line`` is the deviation [1] of the scores' noise over the saturation, (n, queries); None without noise.
+
     Args:
         device: The device.
         place: Chip, layer and keys of the noise.
@@ -38,7 +40,7 @@ class Circuits:
     ) -> None:  # fmt: skip
         self.device, self.place, self.kv_heads, self.ages = device, place, kv_heads, ages
         self.batch, self.heads, self.queries, self.dims = query.shape
-        self.first_query, self.like = first_query, query
+        self.first_query, self.like = first_query, query.new_empty(0)
         self.step = readout_step(device.readout)
         self.full_scale = None if full_scale is None else full_scale.detach().to(query.dtype)
         noise = device.noise
@@ -47,6 +49,10 @@ class Circuits:
         self.jitter = pulse_jitter(device, device.cost.time_av) if place.keys is not None else 0.0
         self.offset = device.variability.phi_offset_sigma if place.die is not None else 0.0
         self._states: dict[str, Tensor] = {}
+        self.line: Tensor | None = None
+        if self.noisy_scores:
+            line = read_noise_sigma(query, device) / device.saturation.qk
+            self.line = torch.hypot(line, line.new_tensor(noise.comparator)).flatten(0, 1)
 
     @property
     def per_charge(self) -> float:
@@ -59,7 +65,7 @@ class Circuits:
         """Add offsets and noise to scores (n, R, C) in place, and write the pulses into ``out``."""
         if self.offset:
             scores.add_(self._column_offsets(heads, step, tile))
-        if self.noisy_scores:
+        if self.line is not None:
             z = self._of_slots("score", heads, step, tile, space)
             scores.addcmul_(z, self.line[heads, step.rows, None])
         torch.clamp(scores, 0.0, 1.0, out=out)
@@ -91,23 +97,18 @@ class Circuits:
     def _band(self) -> Tensor:
         return band_of_ages(self.like.new_ones(self.ages), self.device.tile.slots)
 
-    @cached_property
-    def line(self) -> Tensor:
-        """Deviation [1] of the scores' noise over the saturation, (n, queries)."""
-        line = read_noise_sigma(self.like, self.device) / self.device.saturation.qk
-        return torch.hypot(line, line.new_tensor(self.device.noise.comparator)).flatten(0, 1)
-
     def _column_offsets(self, heads: slice, step: Step, tile: int) -> Tensor:
         die, slots = self.place.die, self.device.tile.slots
         assert die is not None
-        first = tile % self.device.subtiles * slots + step.column
+        first = tile % self.device.subtiles * slots
 
         def made() -> Tensor:
-            index = torch.arange(first, first + step.shape[1], device=self.like.device)
+            index = torch.arange(first, first + slots, device=self.like.device)
             return die.columns("phi", self.kv_heads, index).to(self.like.dtype).mul_(self.offset)
 
-        key = ("phi offsets", self.kv_heads, first, step.shape[1], self.like.dtype, self.like.device)
-        return self._of_heads(die.once(key, made), heads)[:, None]
+        key = ("phi offsets", self.kv_heads, first, self.like.dtype, self.like.device)
+        columns = slice(step.column, step.column + step.shape[1])
+        return self._of_heads(die.once(key, made)[:, columns], heads)[:, None]
 
     # ---- behind the second product
 

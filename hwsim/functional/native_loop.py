@@ -143,7 +143,9 @@ def _circuits(circuits: Circuits, geometry: native.Geometry) -> native.Circuits:
             offset = circuits.columns("readout offset").mul(readout.offset_sigma)
         if circuits.offset:
             slots = torch.arange(geometry.window)
-            score_offset = circuits.per_head(die.columns("phi", circuits.kv_heads, slots) * circuits.offset)
+            score_offset = circuits.per_head(
+                die.columns("phi", circuits.kv_heads, slots).to(circuits.like) * circuits.offset
+            )
     if circuits.noisy_scores or circuits.noisy_charge:
         scores, charges = circuits.noisy_scores, circuits.noisy_charge
         full = full_scale_current(device) / device.saturation.av

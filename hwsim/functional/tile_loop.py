@@ -13,7 +13,7 @@ Source: the order of loops of flashattention2 (dao2023), without its softmax.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages, Step, Workspace
 from hwsim.functional.circuits import Circuits
 from hwsim.functional.layout import Stretch
-from hwsim.functional.native_loop import native_loop
+from hwsim.functional.native_loop import attention_kernel, native_loop
 
 Cells = CellImages | AgedCells
 
@@ -46,6 +46,18 @@ class Arrays:
     keys: Cells
     values: Cells
     smooth: tuple[Cells, Cells] | None = None
+
+    def without_states(self) -> Arrays:
+        """Return all but the cells' states."""
+        none = torch.empty(0)
+        return self.with_states(none, none, none, none)
+
+    def with_states(self, behind_keys: Tensor, behind_values: Tensor, keys: Tensor, values: Tensor) -> Arrays:
+        """Return the same arrays with other states."""
+        smooth = self.smooth and (
+            replace(self.smooth[0], states=behind_keys), replace(self.smooth[1], states=behind_values)
+        )  # fmt: skip
+        return Arrays(replace(self.keys, states=keys), replace(self.values, states=values), smooth)
 
     @property
     def behind(self) -> tuple[Cells, Cells]:
@@ -80,19 +92,28 @@ class _TileLoop(torch.autograd.Function):
     def forward(
         ctx: Any, pulses: Tensor, keys: Tensor, values: Tensor, arrays: Arrays, circuits: Circuits, stretch: Stretch
     ) -> Tensor:
-        exact = (arrays.keys, arrays.values)
-        in_c = native_loop(pulses, exact, arrays.behind, circuits, stretch)
+        in_c = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
         loop = in_c or _Loop(pulses, arrays, circuits, stretch)
         needed = any(ctx.needs_input_grad)
         out, ctx.gates = loop.forward(save=needed)
-        ctx.save_for_backward(pulses, keys, values)  # whoever changes them in place is told
-        ctx.loop = loop if needed else None
+        if needed:  # tensors only as saved ones, which checkpoints drop and make again
+            ctx.save_for_backward(pulses, keys, values, arrays.keys.states, arrays.values.states)
+            ctx.arrays, ctx.facts = arrays.without_states(), (circuits, stretch, in_c is not None)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        return (*ctx.loop.backward(grads[0].contiguous(), ctx.gates), None, None, None)
+        if torch.is_grad_enabled():
+            raise RuntimeError("attention on gain cells has no second derivative: leave out create_graph=True")
+        pulses, *states = ctx.saved_tensors
+        circuits, stretch, in_c = ctx.facts
+        arrays = ctx.arrays.with_states(*states)
+        loop: Any = None
+        if in_c:
+            with attention_kernel("native"):
+                loop = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
+        loop = loop or _Loop(pulses, arrays, circuits, stretch)
+        return (*loop.backward(grads[0].contiguous(), ctx.gates), None, None, None)
 
 
 class _Loop:

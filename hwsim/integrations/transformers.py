@@ -81,6 +81,8 @@ def gain_cell_mask(
     keys = torch.arange(kv_length, device=device) + kv_offset
     real = None if attention_mask is None else attention_mask.to(device).bool()
     if real is None or bool(real.all()):
+        if real is not None and real.shape[1] >= kv_offset + kv_length:
+            attention_mask = None
         query_index, key_index = rows[None], keys[None]
         valid = torch.ones(batch_size, q_length, dtype=torch.bool, device=device)
     else:
@@ -165,6 +167,9 @@ def gain_cell_forward(
         with torch.autocast(query.device.type, enabled=False):
             out = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)[0]
             return out.to(query.dtype), None
+    if query.dtype.itemsize < 4:
+        out = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)[0]
+        return out.to(query.dtype), None
     if dropout:
         warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)
     code = attention_mask

@@ -95,3 +95,67 @@ def test_memory_grows_with_tokens_and_not_with_their_square() -> None:
         with Watch():
             values_and_gradients(gain_cell_attention, tensors, device, PERIOD, die=die)
     assert largest < 2000 * 64 * 31  # readout errors at each code of a converter at most; 2000^2 is as much again
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_chunks_of_equal_length_from_different_tokens_on(dtype: torch.dtype) -> None:
+    """On one chip: what is kept of it must not depend on how many keys there are."""
+    device = load_device("gaincell_28nm", {"window.tokens": 40, "tile.slots": 16})
+    query, key, value = (x.to(dtype) for x in inputs(1, 2, 2, 120, 8))
+    die = Die(1, device)
+    whole = gain_cell_attention(query, key, value, device, token_period_s=PERIOD, die=Die(1, device))
+    for queries in (1, 10):
+        for first in (21, 37, 41, 60):
+            last = first + 39 + queries
+            tables = AttentionTables(
+                stretch_layout(Stretch(queries, last - first, first), device), device, PERIOD, dtype
+            )  # fmt: skip
+            rows, keys = slice(last - queries, last), slice(first, last)
+            part = attend(query[:, :, rows], key[:, :, keys], value[:, :, keys], device, tables, Place(die))
+            codes = ((part - whole[:, :, rows]).abs() > 0.5 / 15).double().mean()
+            assert codes <= (0.0 if dtype == torch.float64 else 0.02)
+
+
+def test_a_text_that_grows_leaves_no_copy_of_the_chip_for_each_length() -> None:
+    device = load_device("gaincell_28nm", {"window.tokens": 64, "tile.slots": 16})
+    die, kept = Die(1, device), []
+    for tokens in range(1, 60):
+        gain_cell_attention(*inputs(1, 1, 1, tokens, 4, torch.float32), device, token_period_s=PERIOD, die=die)
+        kept.append(len(die._derived))
+    assert kept[-1] <= kept[20] + 8
+
+
+@pytest.mark.parametrize("period", [5e-3, 0.1])
+def test_periods_beyond_the_time_constant(period: float) -> None:
+    """Nothing is left of most tokens; the fit of the weights has to stand that."""
+    device = load_device("gaincell_28nm", {"window.tokens": 64, "tile.slots": 16})
+    tensors, die = inputs(1, 1, 1, 70, 8), Die(1, device)
+    exact = gain_cell_attention(*tensors, device, token_period_s=period, die=die)
+    found = gain_cell_attention(*(x.float() for x in tensors), device, token_period_s=period, die=die)
+    assert ((found - exact).abs() > 0.5 / 15).double().mean() <= tolerances.FLOAT32_FLIPS
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_second_derivatives_are_refused(kernel: str) -> None:
+    device = load_device("gaincell_28nm", {"window.tokens": 64, "tile.slots": 16})
+    query, key, value = (x.requires_grad_() for x in inputs(1, 1, 1, 20, 16, torch.float32))
+    with attention_kernel(kernel):  # type: ignore[arg-type]
+        out = gain_cell_attention(query, key, value, device, token_period_s=PERIOD)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out.square().sum(), query, create_graph=True)
+
+
+def test_a_checkpoint_frees_what_the_loop_took() -> None:
+    device = load_device("gaincell_28nm", {"window.tokens": 64, "tile.slots": 16})
+    tensors = [x.requires_grad_() for x in inputs(1, 1, 1, 100, 16)]
+    plain = gain_cell_attention(*tensors, device, token_period_s=PERIOD)
+    again = torch.utils.checkpoint.checkpoint(
+        lambda *x: gain_cell_attention(*x, device, token_period_s=PERIOD), *tensors, use_reentrant=False
+    )  # fmt: skip
+    node = again.grad_fn
+    while node is not None and "TileLoop" not in type(node).__name__:
+        node = node.next_functions[0][0]
+    held = [x for x in vars(node.arrays.keys).values() if isinstance(x, torch.Tensor)]  # type: ignore[union-attr]
+    assert not any(x.shape[-1] == 16 for x in held)
+    for one, other in zip(*(torch.autograd.grad(out.square().sum(), tensors) for out in (plain, again)), strict=True):
+        assert torch.equal(one, other)
