@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from device_models import DeviceModel, load_device
-from hwsim import Die, attention_kernel, gain_cell_attention, naive_gain_cell_attention, native
+from hwsim import Die, attention_kernel, emulate, gain_cell_attention, naive_gain_cell_attention, native
 from hwsim.functional.native_loop import Kernel
 from hwsim.functional.ring import RingBuffer
 
@@ -146,6 +147,34 @@ def cases() -> Iterator[Case]:
     work = attention(1024, "torch", spread, die=Die(1, spread))
     yield Case("torch, a time constant for each cell", "one", work, attention(1024, "torch", alike), "3")
     yield decode(linear)
+    for kernel, most in zip(kernels, ("1.10", "0.90"), strict=False):
+        work = training_step(emulate(small_model(), linear, linears=False, die_seed=None, noise_seed=None,
+                                     token_period=PERIOD), kernel)  # fmt: skip
+        yield Case(f"{kernel}, training step of two layers, T = 1024", "softmax model", work,
+                   training_step(small_model(), "torch"), most)  # fmt: skip
+
+
+def small_model() -> LlamaForCausalLM:
+    """Return a model of two layers, 512 wide, with 8 heads."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=HEADS,
+        attn_implementation="sdpa", max_position_embeddings=WINDOW,
+    ))  # fmt: skip
+
+
+def training_step(model: nn.Module, kernel: Kernel) -> Work:
+    """Return forward and backward pass over 1024 tokens, and a step of AdamW."""
+    ids = torch.randint(0, 512, (1, WINDOW))
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-5)
+
+    def work() -> None:
+        with attention_kernel(kernel):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return work
 
 
 def decode(made: DeviceModel) -> Case:
