@@ -76,6 +76,7 @@ class RingBuffer:
         self.tables = AttentionTables(layout, device, token_period_s, dtype)
         self.padded = device.subtiles * self.slots
         self.index = torch.arange(self.padded, device=where)
+        self._now = torch.zeros(1, 1, dtype=torch.long, device=where)
         self.arrays = {name: _Ring(self, name) for name in ARRAYS}
 
     @torch.no_grad()
@@ -92,10 +93,11 @@ class RingBuffer:
         """
         device, now = self.device, self.tokens
         slot = now % self.window
-        for name, x in zip(ARRAYS, (key, value), strict=True):
+        levels = to_levels(torch.stack((key, value)), device)
+        for name, x in zip(ARRAYS, levels.unbind(), strict=True):
             self.arrays[name].write(x, now, slot)
         self.tokens += 1
-        written = torch.full((1, 1), now, device=query.device)
+        written = self._now.fill_(now)
         pulses = input_pulses(query, device, self.place, written, self.kv_heads)
         rows = pulses.reshape(self.batch * self.kv_heads, -1, self.head_dim)
         scores = self.arrays["key"].product(rows, slot, first=True)
@@ -118,11 +120,11 @@ class RingBuffer:
         """Read out (b g, group, sub-tiles, d) charges and add them up."""
         device, step = self.device, readout_step(self.device.readout)
         shape = (self.batch, self.heads, 1, self.head_dim)
-        if self.plain:
+        if self.plain and self.arrays["value"].proportional:
             if step is None:
                 return charge.clamp_(-1.0, 1.0).sum(2).view(shape)
-            top = highest_code(device.readout)
-            return charge.div_(step).round_().clamp_(-top, top).sum(2).mul_(step).view(shape)
+            top = highest_code(device.readout)  # charges are in steps here
+            return charge.round_().clamp_(-top, top).sum(2).mul_(step).view(shape)
         tiles = -(-min(self.tokens, self.window) // self.slots)
         by_tile = phi.unflatten(-1, (-1, self.slots)).view(self.batch, self.heads, 1, -1, self.slots)
         noisy, out = has_read_noise(device, self.place), charge.new_zeros(shape)
@@ -145,6 +147,8 @@ class _Ring:
         blank = probe.expand(-1, -1, ring.window, -1)
         array = CellArray([blank] * ring.tables.epochs, device, self.cells, ring.tables, name)
         self.level = relaxed_level(device)
+        step = readout_step(device.readout)
+        unit = 1.0 / step if ring.plain and step is not None and name == "value" else 1.0
         self.proportional, self.saturation = array.proportional, array.saturation
         if self.proportional:
             made = array.powers(surrogate=False)
@@ -153,9 +157,10 @@ class _Ring:
             size = (ring.batch * ring.kv_heads, ring.padded, ring.head_dim)
             self.states = [probe.new_zeros(size) for _ in made.which]
             scaled = zip(made.which, made.scales, strict=True)
-            self.weights = [self._twice(ring.tables.by_age(e, first=name == "key")[n] * c) for (e, n), c in scaled]
+            first = name == "key"
+            self.weights = [self._twice(ring.tables.by_age(e, first=first)[n] * (c * unit)) for (e, n), c in scaled]
             always = torch.stack([ring.tables.by_age(e, first=name == "key")[0] for e in range(ring.tables.epochs)])
-            self.constant = self._twice(always.sum(0) * made.constant) if made.constant else None
+            self.constant = self._twice(always.sum(0) * (made.constant * unit)) if made.constant else None
         else:
             self.voltages = [probe.new_full(shape, device.storage.v_zero) for _ in range(ring.tables.epochs)]
             self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
@@ -178,9 +183,8 @@ class _Ring:
         return table[start : start + min(self.ring.tokens, self.ring.window)]
 
     def write(self, x: Tensor, now: int, slot: int) -> None:
-        """Put the token ``now`` (b, g, 1, d) into a slot."""
-        ring, device = self.ring, self.ring.device
-        v = to_levels(x, device)
+        """Put the levels [V] of the token ``now`` (b, g, 1, d) into a slot."""
+        ring, device, v = self.ring, self.ring.device, x
         if ring.plain and ring.tables.epochs == 1:
             epochs = [v]
         else:
