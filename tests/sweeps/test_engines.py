@@ -165,8 +165,9 @@ def test_processes_end_with_their_parent(how: signal.Signals, tmp_path: Path) ->
     """However it ends: out of memory, by an administrator, with its terminal."""
     (tmp_path / "hold").touch()
     code = (
-        "import sys\n"
+        "import signal, sys\n"
         "from pathlib import Path\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it is ignored, and inherited so
         "import fllm.sweeps.engines as engines\n"
         "from tests.sweeps import light\n"
         "if __name__ == '__main__':\n"
