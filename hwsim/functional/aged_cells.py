@@ -54,8 +54,6 @@ class AgedCells:
     scale: float = 1.0
     kept: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
 
-    single = False
-
     @property
     def span(self) -> int:
         """Largest difference of two ages within a step."""
@@ -126,12 +124,8 @@ class AgedCells:
             return part if which is None else part.index_select(0, which)
 
         y = self.states[heads, step.keys].unflatten(0, (-1, h if whole else heads.stop - heads.start))
-        ages = [self._age(j, step) for j in range(self.nodes)]
+        ages = node_ages(self.nodes, self.span, step.above - self.columns + 1)
         return _Images(y, of(self.rate), [of(c) for c in self.coefficients], ages, space)
-
-    def _age(self, j: int, step: Step) -> float:
-        """Return the age [tokens] of a node; before the write for the earliest of a query's own sub-tile."""
-        return node_ages(self.nodes, self.span, step.above - (self.columns - 1))[j]
 
     def _weight(self, j: int, step: Step) -> Tensor:
         """Return L_j at the ages of a step, zero where they are not read, (R, C)."""
@@ -158,7 +152,9 @@ class AgedCells:
 class _Images:
     """Images of the columns of a step, one node at a time; heads apart from sequences, which share the chip."""
 
-    def __init__(self, y: Tensor, rate: Coefficient, c: list[Coefficient], ages: list[float], space: Workspace) -> None:
+    def __init__(
+        self, y: Tensor, rate: Coefficient, c: list[Coefficient], ages: tuple[float, ...], space: Workspace
+    ) -> None:
         self.y, self.rate, self.c, self.ages, self.space = y, rate, c, ages, space
         self.highest = max((n for n in range(4) if not _is_zero(c[n])), default=0)
         self.bare = self.highest == 1 and _is_zero(c[0]) and isinstance(c[1], float) and c[1] == 1.0

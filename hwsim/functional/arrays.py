@@ -17,7 +17,7 @@ so each image costs one matrix product, with ages, causality, window and padding
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,7 +31,7 @@ from device_models.schema import DeviceModel
 from hwsim.die import Array, Die
 from hwsim.functional.age_weights import IMAGE_COST, Family, steps_and_nodes
 from hwsim.functional.aged_cells import AgedCells, interpolation_weights
-from hwsim.functional.attention import at_slots, written_voltage_offset
+from hwsim.functional.attention import written_voltage_offset
 from hwsim.functional.cells import (
     CellDeviations,
     cell_current,
@@ -40,13 +40,15 @@ from hwsim.functional.cells import (
     relaxed_level,
     relaxed_voltage,
     surrogate_current,
+    to_levels,
+    written_voltage,
 )
 from hwsim.functional.layout import Block
+from hwsim.functional.reads import Place, write_deviates
 from hwsim.functional.tables import AttentionTables
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
-"""Error of a cell's current that nodes may make, in full scales: rms over the cells in float32, where it changes fewer
-readout codes than rounding does, and of the fastest cell in float64."""
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-11}
+"""Largest error of one cell's current that nodes may make, in full scales, for the fastest cell of a block."""
 MOST_NODES = 24
 KEPT_COEFFICIENTS = 1 << 22
 """Coefficients of nodes are kept with the die up to this size, and made anew at each use beyond it."""
@@ -87,6 +89,29 @@ class Powers:
 
 
 Product = Callable[[Tensor, Images | Tensor], Tensor]
+
+
+def voltages_after_writes(
+    levels: Tensor, cells: CellDeviations, tables: AttentionTables, place: Place, name: Array, written: Tensor
+) -> list[Tensor]:
+    """Return the voltages [V] (b, kv_heads, columns, d) just after the write, and after each refresh.
+
+    Args:
+        levels: [V] on the storage levels.
+        cells: Static deviations of the columns.
+        tables: Number and interval of the refreshes.
+        place: Keys of what is random at writes.
+        name: Array.
+        written: (b or 1, columns) write index of each column's token.
+    """
+    device, v, epochs = tables.device, levels, list[Tensor]()
+    for epoch in range(tables.epochs):
+        if epoch:
+            assert tables.interval is not None
+            v = to_levels(relaxed_voltage(epochs[-1], v.new_tensor(tables.interval), device, cells), device)
+        z = write_deviates(place, name, device, written, epoch, v)
+        epochs.append(written_voltage(v, device, cells, z))
+    return epochs
 
 
 class CellArray:
@@ -130,7 +155,7 @@ class CellArray:
         """Multiply in as many steps as memory wants; (..., rows, any) to (..., rows, any)."""
         if self.proportional:
             return self._multiplied(x, product, partial(self._power_images, block))
-        cells = at_slots(self.cells, torch.arange(block.first, block.last, device=x.device))
+        cells = self.cells.at(block.columns)
         nodes = self._nodes(block, cells)
         if nodes is None or nodes[0] >= block.stop - block.start:
             return self._in_steps(x, block, cells, product)
@@ -213,7 +238,7 @@ class CellArray:
     def aged(
         self, queries: int, other: CellArray, *, surrogate: bool, group: int, scale: float = 1.0
     ) -> AgedCells | None:  # fmt: skip
-        """Return the cells with a rate of their own for each; None where nodes cannot serve.
+        """Return cells that are :func:`interpolable` with their rates; None where too many nodes would be needed.
 
         Steps are as long as costs least: a step of R queries makes C x d images of each node, and longer steps have
         more nodes.
@@ -225,34 +250,34 @@ class CellArray:
             group: Query heads that share an array.
             scale: What multiplies the currents.
         """
-        cells, period = self.cells, self.tables.period
-        if self.device.retention.kind != "exponential" or cells.slowness is None or len(self.epochs) > 1:
-            return None
-        slots, rate = self.tables.layout.slots, period / decay_time(self.device)
-        family = None if self.epochs[0].dtype == torch.float64 else self._family(rate, surrogate=surrogate)
-        if family is None:
-            paces = [max(pair) for pair in zip(self.paces(), other.paces(), strict=True)]
-            best = self._steps_and_nodes(queries, rate, paces)
+        slowness, others, slots = self.cells.slowness, other.cells.slowness, self.tables.layout.slots
+        assert slowness is not None and others is not None
+        rate = self.tables.period / decay_time(self.device)
+        family = None
+        if slowness.dtype == torch.float64:
+            best = self._steps_and_nodes(queries, rate / min(float(slowness.min()), float(others.min())))
         else:
-            window = self.tables.layout.window
-            best = steps_and_nodes(self._family(rate, surrogate=False), queries, window, slots)
+            family = self._family(rate, surrogate=surrogate)
+            chosen_for = self._family(rate, surrogate=False)
+            best = steps_and_nodes(chosen_for, queries, self.tables.layout.window, slots)
         if best is None:
             return None
+        rows, nodes = best
         y = self._excursion(0)
 
         def of_heads(x: Tensor) -> Tensor:
             return x if group == 1 else x.repeat_interleave(group, -3)
 
-        made = self.coefficients(cells, surrogate=surrogate)
+        made = self.coefficients(self.cells, surrogate=surrogate)
         coefficients = [of_heads(c) if isinstance(c, Tensor) else c for c in made]
-        rates = of_heads(rate / cells.slowness)
+        rates = of_heads(rate / slowness)
         slope = coefficients[1]
         if isinstance(slope, float) and not any(
             isinstance(c, Tensor) or c for c in (coefficients[0], *coefficients[2:])
         ):
             scale, coefficients = scale * slope, [0.0, 1.0, 0.0, 0.0]  # one factor of all weights
         return AgedCells(
-            of_heads(y).flatten(0, 1), tuple(coefficients), rates, best[1], best[0], slots, self.tables.oldest + 1,
+            of_heads(y).flatten(0, 1), tuple(coefficients), rates, nodes, rows, slots, self.tables.oldest + 1,
             family, scale, self.tables.kept_weights,
         )  # fmt: skip
 
@@ -261,15 +286,15 @@ class CellArray:
         device, storage = self.device, self.device.storage
         offset = device.variability.offset_sigma
         middle = written_voltage_offset(device) - threshold_drift(device)
-        laws = [shifted_polynomial(self._law(surrogate=surrogate), middle + by) for by in {-offset, offset}]
+        laws = [shifted_polynomial(self._law(surrogate=surrogate), middle + by) for by in sorted({-offset, offset})]
         v_inf, sigma = relaxed_level(device), device.retention.tau_sigma_ln
         return Family(tuple(laws), storage.v_min - v_inf, storage.v_max - v_inf, rate, sigma)
 
-    def _steps_and_nodes(self, queries: int, rate: float, paces: Sequence[float]) -> tuple[int, int] | None:
-        """Return the same for polynomials, whose error is bounded for the fastest cell."""
+    def _steps_and_nodes(self, queries: int, fastest: float) -> tuple[int, int] | None:
+        """Return the same for polynomials, given the loss per token of the fastest cell."""
         slots, best = self.tables.layout.slots, (math.inf, 0, 0)
         for rows in sorted({min(slots * 2**n, queries) for n in range(12)}):
-            nodes = nodes_needed(max(1, rows + slots - 2) * rate, paces, self.device, self.epochs[0].dtype)
+            nodes = nodes_needed(max(1, rows + slots - 2) * fastest, self.device, self.epochs[0].dtype)
             if nodes is not None:
                 best = min(best, (nodes * (1.0 + IMAGE_COST / rows), rows, nodes))
         return None if not best[1] else best[1:]
@@ -291,38 +316,22 @@ class CellArray:
 
     def _nodes(self, block: Block, cells: CellDeviations) -> tuple[int, int] | None:
         """Return number and highest age [tokens] of the nodes of a block; None where they cannot serve."""
-        retention = self.device.retention
-        if retention.kind != "exponential" or cells.slowness is None or len(self.epochs) > 1:
+        if not interpolable(self.device, cells, len(self.epochs)):
             return None
         oldest = int(self.tables.layout.age[:, block.rows, block.columns].max())
         high = -(-(oldest + 1) // 64) * 64  # few different ranges, so that coefficients can be kept
-        span = high * self.tables.period / decay_time(self.device)
-        needed = nodes_needed(span, self.paces(), self.device, self.epochs[0].dtype)
+        fastest = high * self.tables.period / decay_time(self.device) / self._shortest()
+        needed = nodes_needed(fastest, self.device, self.epochs[0].dtype)
         return None if needed is None else (needed, high)
 
-    def paces(self) -> tuple[float, ...]:
-        """Return for R = 1, 2, .. nodes the rate of all cells, in that of the median cell, that their errors go by.
-
-        An error goes as rate^R: the mean of order 2 R makes it an rms; in float64 it is the fastest cell's.
-        """
+    def _shortest(self) -> float:
+        """Return the time constant of the fastest cell, in those of the median."""
         slowness = self.cells.slowness
-        if slowness is None:
-            return (1.0,) * MOST_NODES
-
-        def found() -> tuple[float, ...]:
-            rate = 1.0 / slowness.double()
-            most = float(rate.max())
-            if slowness.dtype == torch.float64:
-                return (most,) * MOST_NODES
-            relative = rate / most
-            return tuple(
-                most * float(relative.pow(2 * count).mean()) ** (0.5 / count) for count in range(1, MOST_NODES + 1)
-            )
-
-        if self.die is None or slowness.dtype == torch.float64:
-            return found()
-        key = ("paces", self.name, self.tables.layout.first_slot, slowness.shape, slowness.dtype)
-        return self.die.once(key, found)
+        assert slowness is not None
+        if self.die is None:
+            return float(slowness.min())
+        key = ("fastest cell", self.name, self.tables.layout.first_slot, slowness.shape, slowness.dtype)
+        return self.die.once(key, lambda: float(slowness.min()))
 
     def _node_images(self, block: Block, cells: CellDeviations, nodes: tuple[int, int], *, surrogate: bool) -> Images:
         count, high = nodes
@@ -398,6 +407,11 @@ class _NodeImages(torch.autograd.Function):
         return slope.mul_(grads[0]).sum(2), None
 
 
+def interpolable(device: DeviceModel, cells: CellDeviations, epochs: int) -> bool:
+    """Whether currents follow from those at a few ages: each cell its own time constant, no refresh on the way."""
+    return device.retention.kind == "exponential" and cells.slowness is not None and epochs == 1
+
+
 def decay_time(device: DeviceModel) -> float:
     """Return the time constant [s] of the median cell at the device's temperature."""
     tau = device.retention.tau
@@ -406,15 +420,14 @@ def decay_time(device: DeviceModel) -> float:
     return -tau / math.log(float(left))
 
 
-def nodes_needed(span: float, paces: Sequence[float], device: DeviceModel, dtype: torch.dtype) -> int | None:
-    """Return how many nodes keep the error of cells' currents below the tolerance, None if too many.
+def nodes_needed(fastest: float, device: DeviceModel, dtype: torch.dtype) -> int | None:
+    """Return how many nodes keep the error of the fastest cell's current below the tolerance, None if too many.
 
     Chebyshev interpolation of ``sum_n c'_n y^n exp(-n x)`` over a range L of x with R nodes errs by at most
     ``2 sum_n |c'_n y^n| (n L / 4)^R / R!``.
 
     Args:
-        span: [1] range of ages over the time constant of the median cell.
-        paces: [1] for R = 1, 2, ..: what multiplies it to L, see :meth:`CellArray.paces`.
+        fastest: [1] L, range of ages in the block over the time constant of its fastest cell.
         device: Supplies the polynomial.
         dtype: Sets the tolerance.
     """
@@ -426,8 +439,7 @@ def nodes_needed(span: float, paces: Sequence[float], device: DeviceModel, dtype
     reach = max(abs(storage.v_max - v_inf), abs(v_inf - storage.v_min))
     size = [abs(c) * reach**n for n, c in enumerate(shifted_polynomial(law, v_inf - storage.v_zero))]
     for count in range(1, MOST_NODES + 1):
-        reached = span * paces[count - 1] / 4.0
-        error = sum(2.0 * c * (n * reached) ** count / math.factorial(count) for n, c in enumerate(size))
+        error = sum(2.0 * c * (n * fastest / 4.0) ** count / math.factorial(count) for n, c in enumerate(size))
         if error <= allowed:
             return count
     return None

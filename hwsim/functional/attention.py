@@ -197,37 +197,13 @@ class _Stored:
 
     def at(self, held: Tensor, age: Tensor) -> tuple[Tensor, CellDeviations]:
         """Return the gate voltages (b, kv_heads, s, d) of the tokens ``held`` at their age in tokens."""
-        cells = at_slots(self.cells, held)
+        cells = self.cells.at(held)
         seconds = age.to(torch.float64) * self.period
         epoch = torch.zeros_like(seconds) if self.interval is None else (seconds / self.interval).floor()
         rest = (seconds - epoch * (self.interval or 0.0)).to(self.epochs[0].dtype)
         chosen = zip(epoch.long().tolist(), held.tolist(), strict=True)
         start = torch.stack([self.epochs[e][:, :, s] for e, s in chosen], dim=2)
         return relaxed_voltage(start, rest[:, None], self.device, cells), cells
-
-
-def at_slots(cells: CellDeviations, which: Tensor) -> CellDeviations:
-    """Return the deviations of some of the slots."""
-
-    def pick(x: Tensor | None) -> Tensor | None:
-        return x if x is None or x.shape[1] == 1 else x.index_select(1, which)
-
-    return CellDeviations(
-        pick(cells.factor), pick(cells.offset), pick(cells.slowness), pick(cells.capacitor), pick(cells.pedestal),
-        pick(cells.inl), cells.manufactured,
-    )  # fmt: skip
-
-
-def first_slots(cells: CellDeviations, number: int) -> CellDeviations:
-    """Return the deviations of the first slots, without a copy."""
-
-    def cut(x: Tensor | None) -> Tensor | None:
-        return x if x is None or x.shape[1] == 1 else x[:, :number]
-
-    return CellDeviations(
-        cut(cells.factor), cut(cells.offset), cut(cells.slowness), cut(cells.capacitor), cut(cells.pedestal),
-        cut(cells.inl), cells.manufactured,
-    )  # fmt: skip
 
 
 def digitised(score: Tensor, device: DeviceModel) -> Tensor:

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array, Die
-from hwsim.functional.arrays import CellArray
-from hwsim.functional.attention import READS, at_slots, digitised, first_slots
+from hwsim.functional.arrays import CellArray, interpolable, voltages_after_writes
+from hwsim.functional.attention import READS, digitised
 from hwsim.functional.cell_products import CellImages
-from hwsim.functional.cells import CellDeviations, cell_deviations, relaxed_voltage, to_levels, written_voltage
+from hwsim.functional.cells import CellDeviations, cell_deviations, decays_in_proportion, to_levels
 from hwsim.functional.circuits import Circuits
 from hwsim.functional.layout import Block, SlotLayout, Stretch, causal_layout
 from hwsim.functional.quantise import quantise_levels
@@ -27,7 +27,6 @@ from hwsim.functional.reads import (
     read_out,
     scores_to_pulses,
     sequence_keys,
-    write_deviates,
 )
 from hwsim.functional.tables import AttentionTables
 from hwsim.functional.tile_loop import Arrays, Cells, tile_loop
@@ -149,14 +148,7 @@ class _Pass:
         v = to_levels(x, device)
         v = v if in_order else in_columns(v, layout)
         written = layout.written_in_order if in_order else layout.written
-        epochs: list[Tensor] = []
-        for epoch in range(self.tables.epochs):
-            if epoch:
-                assert self.tables.interval is not None
-                interval = torch.tensor(self.tables.interval, dtype=x.dtype, device=x.device)
-                v = to_levels(relaxed_voltage(epochs[-1], interval, device, cells), device)
-            z = write_deviates(self.place, name, device, written, epoch, v)
-            epochs.append(written_voltage(v, device, cells, z))
+        epochs = voltages_after_writes(v, cells, self.tables, self.place, name, written)
         return CellArray(epochs, device, cells, self.tables, name, self.place.die)
 
     def _deviations(self, name: Array, dtype: torch.dtype, *, in_order: bool) -> CellDeviations:
@@ -177,8 +169,8 @@ class _Pass:
         length = min(layout.slots << max(0, (needed - 1) // layout.slots).bit_length(), layout.period)
         cells = die.once((*key, length), lambda: of(torch.arange(length, device=slots.device)))
         if needed == slots.numel() and int(slots[0]) == 0:
-            return first_slots(cells, needed)
-        return at_slots(cells, slots)
+            return cells.at(slice(needed))
+        return cells.at(slots)
 
     def _pulses(self, query: Tensor) -> Tensor:
         return input_pulses(query, self.device, self.place, self.layout.query_index, self.kv_heads)
@@ -190,11 +182,12 @@ class _Pass:
         """Return the sum of all sub-tiles' readouts; the laps of one sub-tile meet before it."""
         pulses = self._pulses(self.query)
         learned = self.full_scale is not None and self.full_scale.requires_grad
-        if self.layout.stretch is not None and self.watch is None and not learned:
-            keys, values = (self._array(name, in_order=True) for name in ARRAYS)
-            if (looped := self._looped(pulses, keys, values, self.layout.stretch)) is not None:
+        stretch = self.layout.stretch
+        if stretch is not None and self.watch is None and not learned and self._loops(stretch):
+            looped = self._looped(pulses, stretch)
+            if looped is not None:
                 return looped
-        keys, values = self.keys, self.values  # made before a checkpoint would make them twice
+        _ = self.keys, self.values  # made before a checkpoint would make them twice
         out = self.query.new_zeros(self.batch, self.heads, self.queries, self.head_dim)
         for tile, blocks in self.layout.blocks.items():
             start, stop = min(b.start for b in blocks), max(b.stop for b in blocks)
@@ -206,13 +199,19 @@ class _Pass:
             out = _added(out, part, start)
         return out
 
-    def _looped(self, pulses: Tensor, keys: CellArray, values: CellArray, stretch: Stretch) -> Tensor | None:
+    def _loops(self, stretch: Stretch) -> bool:
+        """Whether cells fade by one factor, or are worth interpolating; both arrays have the same laws."""
+        cells = self._deviations("key", self.query.dtype, in_order=True)
+        if decays_in_proportion(self.device, cells):
+            return True
+        return stretch.queries >= FEW_QUERIES and interpolable(self.device, cells, self.tables.epochs)
+
+    def _looped(self, pulses: Tensor, stretch: Stretch) -> Tensor | None:
         """Return the same, sub-tile by sub-tile, without anything that grows with queries times keys.
 
-        None where cells neither fade by one factor nor can be interpolated, or queries are too few for it.
+        None where cells would need too many nodes.
         """
-        if stretch.queries < FEW_QUERIES and not (keys.proportional and values.proportional):
-            return None
+        keys, values = (self._array(name, in_order=True) for name in ARRAYS)
         ages = self.tables.oldest + 1
         circuits = Circuits(
             self.device, self.place, pulses.detach(), stretch.first_query, self.kv_heads, ages, self.full_scale

@@ -11,6 +11,7 @@ place into a :class:`Workspace`: on a CPU, fresh memory costs as much as the ari
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -85,6 +86,8 @@ class CellImages:
     states: Tensor
     bands: tuple[Tensor, ...]
     constant: tuple[float, Tensor] | None = None
+    rows: ClassVar[None] = None
+    """Queries of the longest step; any serves."""
 
     def scores(self, q: Tensor, heads: slice, step: Step, space: Workspace, out: Tensor) -> None:
         """Write ``sum_j w_j (q @ image_j^T)`` of (n, R, d) queries into (n, R, C)."""
@@ -98,9 +101,6 @@ class CellImages:
         if self.constant is not None:
             current, band = self.constant
             out.addcmul_(q.sum(-1, keepdim=True), step.of(band), value=current)
-
-    rows: None = None
-    """Longest step; any serves."""
 
     @property
     def single(self) -> bool:

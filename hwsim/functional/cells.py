@@ -40,6 +40,17 @@ class CellDeviations:
     inl: Tensor | None = None
     manufactured: bool = False
 
+    def at(self, slots: Tensor | slice) -> CellDeviations:
+        """Return the deviations of some of the slots; a slice is no copy."""
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.shape[1] == 1 else x[:, slots]
+
+        return CellDeviations(
+            pick(self.factor), pick(self.offset), pick(self.slowness), pick(self.capacitor), pick(self.pedestal),
+            pick(self.inl), self.manufactured,
+        )  # fmt: skip
+
 
 def cell_deviations(
     die: Die | None, array: Array, device: DeviceModel, heads: int, slots: Tensor, head_dim: int, dtype: torch.dtype

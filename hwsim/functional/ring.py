@@ -17,8 +17,7 @@ from torch import Tensor
 from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array
-from hwsim.functional.arrays import CellArray
-from hwsim.functional.attention import at_slots
+from hwsim.functional.arrays import CellArray, voltages_after_writes
 from hwsim.functional.cells import (
     CellDeviations,
     cell_current,
@@ -26,7 +25,6 @@ from hwsim.functional.cells import (
     relaxed_level,
     relaxed_voltage,
     to_levels,
-    written_voltage,
 )
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import (
@@ -35,7 +33,6 @@ from hwsim.functional.reads import (
     input_pulses,
     read_out,
     scores_to_pulses,
-    write_deviates,
 )
 from hwsim.functional.tables import AttentionTables
 
@@ -92,12 +89,11 @@ class RingBuffer:
             (b, h, 1, d) before the output scaler.
         """
         device, now = self.device, self.tokens
-        slot = now % self.window
+        slot, written = now % self.window, self._now.fill_(now)
         levels = to_levels(torch.stack((key, value)), device)
         for name, x in zip(ARRAYS, levels.unbind(), strict=True):
-            self.arrays[name].write(x, now, slot)
+            self.arrays[name].write(x, written, slot)
         self.tokens += 1
-        written = self._now.fill_(now)
         pulses = input_pulses(query, device, self.place, written, self.kv_heads)
         rows = pulses.reshape(self.batch * self.kv_heads, -1, self.head_dim)
         scores = self.arrays["key"].product(rows, slot, first=True)
@@ -182,20 +178,10 @@ class _Ring:
         start = self.ring.window - 1 - slot
         return table[start : start + min(self.ring.tokens, self.ring.window)]
 
-    def write(self, x: Tensor, now: int, slot: int) -> None:
-        """Put the levels [V] of the token ``now`` (b, g, 1, d) into a slot."""
-        ring, device, v = self.ring, self.ring.device, x
-        if ring.plain and ring.tables.epochs == 1:
-            epochs = [v]
-        else:
-            cells = at_slots(self.cells, torch.tensor([slot], device=x.device))
-            written, epochs = torch.full((1, 1), now, device=x.device), []
-            for epoch in range(ring.tables.epochs):
-                if epoch:
-                    interval = v.new_tensor(ring.tables.interval)
-                    v = to_levels(relaxed_voltage(epochs[-1], interval, device, cells), device)
-                z = write_deviates(ring.place, self.name, device, written, epoch, v)
-                epochs.append(written_voltage(v, device, cells, z))
+    def write(self, levels: Tensor, written: Tensor, slot: int) -> None:
+        """Put the levels [V] of a token (b, g, 1, d), with its write index (1, 1), into a slot."""
+        cells = self.cells.at(slice(slot, slot + 1))
+        epochs = voltages_after_writes(levels, cells, self.ring.tables, self.ring.place, self.name, written)
         if self.proportional:
             excursions = [voltage[:, :, 0] - self.level for voltage in epochs]
             for kept, (epoch, n) in zip(self.states, self.which, strict=True):
@@ -242,7 +228,7 @@ class _Ring:
         """Return the currents of all cells at their age, (b g, M, d), zero where nothing was written."""
         ring, device, held = self.ring, self.ring.device, min(self.ring.tokens, self.ring.window)
         epoch, rest = ring.tables.epoch_and_rest(self._at(self.age, slot))
-        cells = at_slots(self.cells, torch.arange(held, device=rest.device))
+        cells = self.cells.at(slice(held))
         out = self.voltages[0].new_zeros(self.voltages[0].shape)
         for e, v0 in enumerate(self.voltages):
             v = relaxed_voltage(v0[:, :, :held], rest[:, None].to(v0.dtype), device, cells)

@@ -7,7 +7,7 @@ its last tokens meet the next lap's first ones before the readout. All that depe
 decay, causality and window for all sub-tiles. The backward pass computes scores and pulses again, from the same keys
 of noise.
 
-Source: the order of loops of flashattention2 (dao2023), without its softmax.
+Source: Dao, FlashAttention-2, ICLR 2024: scores in blocks, computed again in the backward pass; without its softmax.
 """
 
 from __future__ import annotations
@@ -108,11 +108,9 @@ class _TileLoop(torch.autograd.Function):
         pulses, *states = ctx.saved_tensors
         circuits, stretch, in_c = ctx.facts
         arrays = ctx.arrays.with_states(*states)
-        loop: Any = None
-        if in_c:
-            with attention_kernel("native"):
-                loop = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
-        loop = loop or _Loop(pulses, arrays, circuits, stretch)
+        with attention_kernel("native" if in_c else "torch"):  # what the forward pass took: it made the gates
+            again = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
+        loop: Any = again or _Loop(pulses, arrays, circuits, stretch)
         return (*loop.backward(grads[0].contiguous(), ctx.gates), None, None, None)
 
 
