@@ -81,6 +81,7 @@ def check_together(device: DeviceModel, where: str) -> None:
         _wire,
         _readout,
         _activation,
+        _pulse_grid,
         _adc,
         _linear,
         _parity,
@@ -229,6 +230,31 @@ def _activation(device: DeviceModel, where: str) -> Iterator[InputError]:
         yield InputError(
             "levels would do nothing", where=f"{where}: activation", expected="no levels with kind hard_sigmoid"
         )
+
+
+def _pulse_grid(device: DeviceModel, where: str) -> Iterator[InputError]:
+    """One factor has to fade a pulse's cells, and all sums have to be exact in float32."""
+    bits, place, levels = device.readout_qk.pulse_bits, f"{where}: readout_qk.pulse_bits", device.storage.levels
+    if bits is None:
+        return
+    retention, variability = device.retention, device.variability
+    law = retention.kind in ("none", "exponential", "stretched") and not retention.tau_sigma_ln
+    law = law and retention.v_inf in (None, device.storage.v_zero)
+    own = variability.offset_sigma or device.drift.amplitude or device.refresh.kind != "none"
+    linear = device.cell.law == "linear" and device.cell.backward == "exact" and not device.parity.bfloat16_decay
+    if not law or own or not linear or device.activation.kind == "softmax":
+        yield InputError(
+            "no one factor fades all cells that a pulse reads", where=place,
+            expected="linear cells with their exact derivative, one decay towards v_zero, hard_sigmoid; neither cell "
+            "offset, drift nor refresh",
+            remedy="drop pulse_bits or those effects",
+        )  # fmt: skip
+    largest = device.tile.slots * (2**bits - 1) * ((levels or 2) - 1)
+    if largest >= 2**24:
+        yield InputError(
+            "sums of a sub-tile are not exact", where=place, expected="slots (2^bits - 1) (levels - 1) below 2^24",
+            received=largest, remedy="fewer pulse_bits, storage levels or slots",
+        )  # fmt: skip
 
 
 def _linear(device: DeviceModel, where: str) -> Iterator[InputError]:

@@ -134,6 +134,8 @@ def resolution_table(device: DeviceModel) -> Table:
         signed = device.activation.kind == "softmax"
         codes = 2**bits - 1 if signed else 2**bits
         add("score converter", codes, 2.0 / (codes - 1) if signed else _step(codes), device.saturation.qk, "A")
+    if (bits := device.readout_qk.pulse_bits) is not None:
+        add("pulse grid", 2**bits, _step(2**bits), device.cost.time_av, "s")
     step = readout_step(readout)
     codes = None if step is None else 2 * highest_code(readout) + 1
     add("readout", codes, step, device.saturation.av, "A")

@@ -30,6 +30,7 @@ from hwsim.functional.reads import (
     input_pulses,
     jittered,
     noisy_scores,
+    on_pulse_grid,
     read_out,
     scores_to_pulses,
     sequence_keys,
@@ -75,6 +76,7 @@ def naive_gain_cell_attention(
         f(w) = (k0 + k1 w + k2 w^2 + k3 w^3)(1 + g),  w = V - v_zero + offset cell
         S[t,s]   = sum_d q[t,d] f(k[s,d](a))                                  first product
         phi[t,s] = clip(S / s_qk + offset + noise, 0, 1) + jitter             hard sigmoid
+        phi d(a) = round(P phi d(a)) / P                                      where there is a grid of P steps
         A_r[t,d] = sum_{s in sub-tile r} phi[t,s] f(v[s,d](a)) + noise        second product
         out[t,d] = sum_r readout(clip(A_r / s_av, -1, 1))                     readout, digital sum
 
@@ -163,7 +165,8 @@ def naive_steps(
         for tile in torch.unique(slot[held] // slots).tolist():
             inside = slot[held] // slots == tile
             p = phi[..., inside]
-            charge = _product("bhs,bhsd->bhd", p[:, :, 0], stored["value"], held[inside], age[inside], group)[
+            faded = on_pulse_grid(p, _decay(stored["value"], age[inside]), device)
+            charge = _product("bhs,bhsd->bhd", faded[:, :, 0], stored["value"], held[inside], age[inside], group)[
                 :, :, None
             ]
             charge = charge / device.saturation.av
@@ -204,6 +207,11 @@ class _Stored:
         chosen = zip(epoch.long().tolist(), held.tolist(), strict=True)
         start = torch.stack([self.epochs[e][:, :, s] for e, s in chosen], dim=2)
         return relaxed_voltage(start, rest[:, None], self.device, cells), cells
+
+
+def _decay(stored: _Stored, age: Tensor) -> Tensor:
+    """Return the factor that fades cells of these ages in tokens, where one fades them all."""
+    return decay_factor(age.to(torch.float64) * stored.period, stored.device).to(stored.epochs[0].dtype)
 
 
 def digitised(score: Tensor, device: DeviceModel) -> Tensor:

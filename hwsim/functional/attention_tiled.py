@@ -16,6 +16,7 @@ from hwsim.functional.attention import READS, digitised
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import CellDeviations, cell_deviations, decays_in_proportion, to_levels
 from hwsim.functional.circuits import Circuits
+from hwsim.functional.codes import Codes, attend_counts, codes_of
 from hwsim.functional.layout import Block, SlotLayout, Stretch, causal_layout
 from hwsim.functional.quantise import quantise_levels
 from hwsim.functional.reads import (
@@ -24,6 +25,8 @@ from hwsim.functional.reads import (
     input_pulses,
     jittered,
     noisy_scores,
+    on_pulse_grid,
+    pulse_steps,
     read_out,
     scores_to_pulses,
     sequence_keys,
@@ -180,13 +183,15 @@ class _Pass:
 
     def hard_sigmoid(self) -> Tensor:
         """Return the sum of all sub-tiles' readouts; the laps of one sub-tile meet before it."""
-        pulses = self._pulses(self.query)
         learned = self.full_scale is not None and self.full_scale.requires_grad
-        stretch = self.layout.stretch
+        stretch, looped = self.layout.stretch, None
         if stretch is not None and self.watch is None and not learned and self._loops(stretch):
-            looped = self._looped(pulses, stretch)
-            if looped is not None:
-                return looped
+            if (codes := codes_of(self.device, self.place)) is not None:
+                return self._counted(codes, stretch)
+            looped = self._looped(self._pulses(self.query), stretch)
+        if looped is not None:
+            return looped
+        pulses = self._pulses(self.query)
         _ = self.keys, self.values  # made before a checkpoint would make them twice
         out = self.query.new_zeros(self.batch, self.heads, self.queries, self.head_dim)
         for tile, blocks in self.layout.blocks.items():
@@ -206,16 +211,27 @@ class _Pass:
             return True
         return stretch.queries >= FEW_QUERIES and interpolable(self.device, cells, self.tables.epochs)
 
+    def _circuits(self, pulses: Tensor, stretch: Stretch) -> Circuits:
+        return Circuits(
+            self.device, self.place, pulses.detach(), stretch.first_query, self.kv_heads, self.tables.oldest + 1,
+            self.full_scale,
+        )  # fmt: skip
+
+    def _counted(self, codes: Codes, stretch: Stretch) -> Tensor:
+        """Return the same on whole numbers."""
+        noisy = self.place.keys is not None  # of the pulses, only noise wants to know more than their number
+        circuits = self._circuits(self._pulses(self.query.detach()) if noisy else self.query, stretch)
+        return attend_counts(
+            self.query, self.given["key"], self.given["value"], codes, circuits, self.tables, stretch
+        )  # fmt: skip
+
     def _looped(self, pulses: Tensor, stretch: Stretch) -> Tensor | None:
         """Return the same, sub-tile by sub-tile, without anything that grows with queries times keys.
 
         None where cells would need too many nodes.
         """
         keys, values = (self._array(name, in_order=True) for name in ARRAYS)
-        ages = self.tables.oldest + 1
-        circuits = Circuits(
-            self.device, self.place, pulses.detach(), stretch.first_query, self.kv_heads, ages, self.full_scale
-        )  # fmt: skip
+        circuits, steps = self._circuits(pulses, stretch), pulse_steps(self.device)
 
         def images(array: CellArray, *, surrogate: bool) -> Cells | None:
             if not array.proportional:
@@ -225,14 +241,18 @@ class _Pass:
                 return array.aged(queries, other, surrogate=surrogate, group=self.group, scale=unit)
             made, first = array.powers(surrogate=surrogate), array.name == "key"
             unit = 1.0 if first else circuits.per_charge
-            given = zip(made.which, made.scales, strict=True)
-            bands = tuple(self.tables.band((one,), unit * scale, first=first) for one, scale in given)
+            scales, grid = [unit * scale for scale in made.scales], None
+            if steps is not None and not first:
+                scales, grid = [float(steps)], (made.scales[0] / steps, unit)
+            bands = tuple(
+                self.tables.band((one,), scale, first=first) for one, scale in zip(made.which, scales, strict=True)
+            )
             constant = None
             if made.constant:
                 always = tuple((epoch, 0) for epoch in range(self.tables.epochs))
                 constant = (made.constant, self.tables.band(always, unit, first=first))
             states = made.states if self.group == 1 else made.states.repeat_interleave(self.group, 1)
-            return CellImages(states.flatten(0, 1), bands, constant)
+            return CellImages(states.flatten(0, 1), bands, constant, grid)
 
         exact = images(keys, surrogate=False), images(values, surrogate=False)
         straight = self.device.cell.backward == "exact"
@@ -254,12 +274,18 @@ class _Pass:
             parts.append((block, phi))
         return self._read_out(tile, parts, start, stop)
 
+    def _on_grid(self, phi: Tensor, block: Block) -> Tensor:
+        if pulse_steps(self.device) is None:
+            return phi
+        decay = self.tables.powers(0, first=False)[1][:, block.rows, block.columns]
+        return on_pulse_grid(phi, decay[:, None], self.device)
+
     def _read_out(self, tile: int, parts: list[tuple[Block, Tensor]], start: int, stop: int) -> Tensor:
         noisy = has_read_noise(self.device, self.place)
         charge: Tensor | None = None
         power: tuple[Tensor, Tensor] | None = None
         for block, phi in parts:
-            piece = self.values.charge(self._grouped(phi), block).flatten(1, 2)
+            piece = self.values.charge(self._grouped(self._on_grid(phi, block)), block).flatten(1, 2)
             charge = _joined(charge, piece, block.start - start, stop - start)
             if noisy:
                 sums = (phi.detach().sum(-1, keepdim=True), (phi.detach() ** 2).sum(-1, keepdim=True))

@@ -81,11 +81,14 @@ class CellImages:
         states: (n, images, s, d).
         bands: For each image its weights, see :func:`band_of_ages`.
         constant: A current that all cells have, and the band of its weights; None without.
+        grid: Pulses times the weights of a single image are rounded to whole numbers; a unit of their product with it
+            is the first number in saturations, the second times that in the units of charges. None without grid.
     """
 
     states: Tensor
     bands: tuple[Tensor, ...]
     constant: tuple[float, Tensor] | None = None
+    grid: tuple[float, float] | None = None
     rows: ClassVar[None] = None
     """Queries of the longest step; any serves."""
 
@@ -133,6 +136,8 @@ class CellImages:
             last = j == len(self.bands) - 1
             each = pulses if last else space.take("each", *pulses.shape)
             torch.mul(pulses, step.of(band), out=each)
+            if self.grid:
+                each.round_()
             image = self.states[heads, j, step.keys]
             if j == 0:
                 torch.bmm(each, image, out=out)
@@ -140,6 +145,8 @@ class CellImages:
                 out.baddbmm_(each, image)
         if constant is not None:
             out.add_(constant)
+        if self.grid:
+            out.mul_(self.grid[0]).mul_(self.grid[1])
 
     def _constant_charge(self, pulses: Tensor, step: Step, space: Workspace) -> Tensor | None:
         if self.constant is None:
@@ -156,9 +163,13 @@ class CellImages:
 
         The gradient of a single image may be left without its weight, which a gate does not ask for.
         """
+        if self.grid:
+            grad = torch.mul(grad, self.grid[0] * self.grid[1], out=space.take("of steps", *grad.shape))
         for j, band in enumerate(self.bands):
             image, weight = self.states[heads, j, step.keys], step.of(band)
             each = torch.mul(pulses, weight, out=space.take("each", *pulses.shape))
+            if self.grid:
+                each.round_()
             add_product(d_states[heads, j, step.keys], each.mT, grad, space)
             if j == 0:
                 torch.bmm(grad, image.mT, out=d_pulses)

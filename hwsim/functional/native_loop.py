@@ -83,23 +83,33 @@ def native_loop(
         circuits: Everything between the products.
         stretch: Which tokens.
     """
-    wanted, device = _WANTED.get(), circuits.device
     keys, values = exact
     if not isinstance(keys, CellImages) or not isinstance(values, CellImages):
         return None
-    if wanted == "torch" or pulses.device.type != "cpu" or pulses.dtype != torch.float32 or not _known(circuits):
-        return None
     most = max(len(cells.bands) for cells in (*exact, *behind) if isinstance(cells, CellImages))
-    if most > native.MOST_IMAGES or device.tile.assignment != "ring":
+    if most > native.MOST_IMAGES or not in_c(circuits, pulses):
         return None
-    if wanted == "auto" and not native.available():
-        return None
+    device = circuits.device
     slopes = None
     if behind[0] is not keys:
         assert isinstance(behind[0], CellImages) and isinstance(behind[1], CellImages)
         slopes = _cells(behind[0], behind[1], circuits)
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
-    return NativeLoop(pulses, _cells(keys, values, circuits), slopes, geometry, _circuits(circuits, geometry))
+    grid = None if values.grid is None else values.grid[0]
+    return NativeLoop(pulses, _cells(keys, values, circuits), slopes, geometry, circuits_in_c(circuits, geometry, grid))
+
+
+def in_c(circuits: Circuits, like: Tensor) -> bool:
+    """Whether the kernels compute what these circuits do, on tensors like this one, and are to."""
+    if like.device.type != "cpu" or like.dtype != torch.float32 or not _known(circuits):
+        return False
+    return circuits.device.tile.assignment == "ring" and wants_c()
+
+
+def wants_c() -> bool:
+    """Whether the kernels are to compute what they can."""
+    wanted = _WANTED.get()
+    return wanted == "native" or (wanted == "auto" and bool(native.available()))
 
 
 def _known(circuits: Circuits) -> bool:
@@ -113,7 +123,7 @@ def _known(circuits: Circuits) -> bool:
 
 def _cells(keys: CellImages, values: CellImages, circuits: Circuits) -> native.Cells:
     """Return images with their weights by age; charges in saturations."""
-    window, unit = circuits.device.window.tokens, 1.0 / circuits.per_charge
+    window, unit = circuits.device.window.tokens, 1.0 if values.grid else 1.0 / circuits.per_charge
 
     def by_age(band: Tensor, scale: float = 1.0) -> Tensor:
         weight = band.new_zeros(window)
@@ -132,7 +142,8 @@ def _cells(keys: CellImages, values: CellImages, circuits: Circuits) -> native.C
     )  # fmt: skip
 
 
-def _circuits(circuits: Circuits, geometry: native.Geometry) -> native.Circuits:
+def circuits_in_c(circuits: Circuits, geometry: native.Geometry, grid: float | None = None) -> native.Circuits:
+    """Return circuits as the kernels take them; ``grid`` is the charge [1] of one step of the pulse grid."""
     device, place = circuits.device, circuits.place
     readout, noise, die = device.readout, None, place.die
     gain = offset = score_offset = None
@@ -157,4 +168,4 @@ def _circuits(circuits: Circuits, geometry: native.Geometry) -> native.Circuits:
             circuits.places("charge", circuits.dims) if charges else None,
         )
     top = 0.0 if circuits.step is None else float(highest_code(readout))
-    return native.Circuits(native.Readout(circuits.step or 0.0, top, gain, offset), noise, score_offset)
+    return native.Circuits(native.Readout(circuits.step or 0.0, top, gain, offset), noise, score_offset, grid)

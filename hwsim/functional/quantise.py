@@ -72,6 +72,43 @@ class _QuantiseLevels(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.range), None, None, None
 
 
+def count_levels(x: Tensor, levels: int, low: float, high: float, *, centred: bool) -> Tensor:
+    """Return which of the codes of :func:`quantise_levels` a value becomes, as a whole number of its dtype.
+
+    Args:
+        x: Values of any shape.
+        levels: Number of codes.
+        low: Lower end of the range.
+        high: Upper end of the range.
+        centred: Whether to count half steps from the middle of the range; else steps from its lower end.
+    """
+    step, middle = (high - low) / (levels - 1), levels - 1 if centred else 0
+    if not torch.is_grad_enabled():
+        return _counts(x, step, low, high, middle)
+    return _CountLevels.apply(x, step, low, high, middle)
+
+
+def _counts(x: Tensor, step: float, low: float, high: float, middle: int) -> Tensor:
+    out = torch.clamp(x, low, high)
+    out = (out.sub_(low) if low else out).div_(step).round_()
+    return out.mul_(2.0).sub_(middle) if middle else out
+
+
+class _CountLevels(torch.autograd.Function):
+    """Codes, straight through where the converter does not clip; the middle of ``centred`` codes is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: float, low: float, high: float, middle: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.range, ctx.slope = (low, high), (2.0 if middle else 1.0) / step
+        return _counts(x, step, low, high, middle)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        grad = torch.ops.aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.range)
+        return grad.mul_(ctx.slope), None, None, None, None
+
+
 def read_out(x: Tensor, readout: Readout) -> Tensor:
     """Clip a value [1], given in units of the saturation, to [-1, 1] and round it to the readout's codes."""
     clipped = torch.nn.functional.hardtanh(x, -1.0, 1.0)

@@ -23,7 +23,7 @@ from hwsim.functional.cells import (
     read_noise_variance,
     write_is_noisy,
 )
-from hwsim.functional.quantise import quantise_levels
+from hwsim.functional.quantise import quantise_levels, round_straight_through
 from hwsim.randomness import keyed, mixed, normal_pool, pool_places, pool_rows, seed_of
 
 
@@ -175,6 +175,21 @@ def noisy_scores(
         z = _by_slot(what, scores, device, place, query_index, slots)
         scores = scores + torch.hypot(line, line.new_tensor(noise.comparator))[..., None] * z
     return scores
+
+
+def pulse_steps(device: DeviceModel) -> int | None:
+    """Return the steps of the pulse grid in a full pulse; None where pulses are continuous."""
+    bits = device.readout_qk.pulse_bits
+    return None if bits is None else 2**bits - 1
+
+
+def on_pulse_grid(phi: Tensor, decay: Tensor, device: DeviceModel) -> Tensor:
+    """Return the pulses [1] whose product with the decay [1] of their cells lies on the grid, straight through."""
+    steps = pulse_steps(device)
+    if steps is None:
+        return phi
+    whole = round_straight_through(phi * decay * steps, 1.0)
+    return torch.where(decay > 0, whole / (decay * steps).clamp(min=torch.finfo(phi.dtype).tiny), 0.0)
 
 
 def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor) -> Tensor:

@@ -26,11 +26,15 @@ from hwsim.functional.cells import (
     relaxed_voltage,
     to_levels,
 )
+from hwsim.functional.codes import codes_of
+from hwsim.functional.counted_ring import CountedRing
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import (
     Place,
     has_read_noise,
     input_pulses,
+    on_pulse_grid,
+    pulse_steps,
     read_out,
     scores_to_pulses,
 )
@@ -74,7 +78,12 @@ class RingBuffer:
         self.padded = device.subtiles * self.slots
         self.index = torch.arange(self.padded, device=where)
         self._now = torch.zeros(1, 1, dtype=torch.long, device=where)
-        self.arrays = {name: _Ring(self, name) for name in ARRAYS}
+        codes = codes_of(device, self.place) if self.plain else None
+        self.counted: CountedRing | None = None
+        if codes is not None:
+            self.counted = CountedRing(device, codes, (batch, heads, kv_heads, head_dim), self.tables, dtype)
+        else:
+            self.arrays = {name: _Ring(self, name) for name in ARRAYS}
 
     @torch.no_grad()
     def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -89,6 +98,9 @@ class RingBuffer:
             (b, h, 1, d) before the output scaler.
         """
         device, now = self.device, self.tokens
+        if self.counted is not None:
+            self.tokens += 1
+            return self.counted.step(query, key, value, now)
         slot, written = now % self.window, self._now.fill_(now)
         levels = to_levels(torch.stack((key, value)), device)
         for name, x in zip(ARRAYS, levels.unbind(), strict=True):
@@ -104,8 +116,23 @@ class RingBuffer:
             live = (self.index < min(self.tokens, self.window)).to(self.dtype).view(1, 1, -1)
             phi = scores_to_pulses(wide, pulses, live, device, self.place, written, self.index, self.kv_heads)
             phi = phi.reshape(scores.shape)
-        charge = self.arrays["value"].product(phi, slot, first=False)
+        charge = self.arrays["value"].product(self._on_grid(phi, slot), slot, first=False)
         return self._read_out(charge, phi, written)
+
+    def _on_grid(self, phi: Tensor, slot: int) -> Tensor:
+        """Round pulses (b g, group, M) times the decay of the values that they read, where the device asks for it."""
+        if pulse_steps(self.device) is None:
+            return phi
+        decay = self.decay[self.window - 1 - slot :][: min(self.tokens, self.window)]
+        out = torch.zeros_like(phi)
+        out[..., : len(decay)] = on_pulse_grid(phi[..., : len(decay)], decay, self.device)
+        return out
+
+    @cached_property
+    def decay(self) -> Tensor:
+        """Return the one factor that fades all values, by age from ``window - 1`` to 0, twice."""
+        by_age = self.tables.by_age(0, first=False)[1].flip(0)
+        return torch.cat([by_age, by_age])
 
     @cached_property
     def plain(self) -> bool:

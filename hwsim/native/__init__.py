@@ -13,25 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hwsim.native.arguments import Arguments
+from hwsim.native.arguments import MULTIPLE, Arguments, Unavailable, check
 from hwsim.native.build import Built, load
+from hwsim.native.codes import Ring as Ring
+from hwsim.native.codes import convert as convert
 
 MOST_IMAGES = 4
-MULTIPLE = 16
-"""Head dimensions are padded with zeros to a multiple of this."""
-
-
-class Unavailable(RuntimeError):
-    """There is no native kernel on this machine."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Images of the cells, over the saturation of their product.
+    """Images of the cells, over the saturation of their product; or their codes, whose weights make it so.
 
     Attributes:
-        key: (n, images, keys, head_dim).
-        value: (n, images, keys, head_dim); the number of images may differ.
+        key: (n, images, keys, head_dim) float32; or int8 codes of one image.
+        value: (n, images, keys, head_dim); the number of images may differ. Codes where the keys are.
         weight_k: (images, window) weights of the key images by age [tokens].
         weight_v: (images, window) likewise.
         constant_k: (window,) current of every key cell by age, beside its images, or None.
@@ -113,11 +109,14 @@ class Circuits:
         readout: Converter of the charges.
         noise: Noise, or None.
         score_offset: [1] (heads, window) offset of each slot's score, or None.
+        grid: Charge of one step of the pulses: pulses times their weight are rounded half to even to whole numbers,
+            and the sum of their products with the one image of the values is multiplied by it. None is continuous.
     """
 
     readout: Readout
     noise: Noise | None = None
     score_offset: Tensor | None = None
+    grid: float | None = None
 
 
 def available(variant: str | None = None) -> str:
@@ -133,7 +132,7 @@ def attention_forward(
     """Compute attention of queries whose tokens and all that they read are among the keys.
 
     Args:
-        query: (n, queries, head_dim) float32.
+        query: (n, queries, head_dim) float32; uint8 codes up to 127 where the cells are codes.
         cells: Images of the tokens written.
         geometry: Where they lie.
         circuits: Converter, offsets and noise.
@@ -149,7 +148,7 @@ def attention_forward(
         ValueError: If a tensor has another shape, type or device.
     """
     call = _Call(query, cells, geometry, circuits)
-    out = torch.empty_like(call.query)
+    out = torch.empty(call.query.shape)
     saturated = None
     if save:
         saturated = torch.empty(*query.shape[:2], geometry.tiles, call.width // 8, dtype=torch.uint8)
@@ -186,15 +185,19 @@ def attention_backward(
     taken = call.cells if slopes is None else call.of_width(slopes)
     call.check_cells(taken)
     dims = query.shape[-1]
-    call.check("grad", grad, query.shape)
-    results = torch.empty_like(call.query), torch.empty_like(taken.key), torch.empty_like(taken.value)
+    check("grad", grad, query.shape)
+    results = [torch.empty(x.shape) for x in (call.query, taken.key, taken.value)]
     call.sizes.update(images_dk=taken.key.shape[1], images_dv=taken.value.shape[1])
     if saturated is not None:
-        call.check("saturated", saturated, (*query.shape[:2], geometry.tiles, call.width // 8), torch.uint8)
+        check("saturated", saturated, (*query.shape[:2], geometry.tiles, call.width // 8), torch.uint8)
+    slopes_of = {
+        "slope_weight_k": taken.weight_k, "slope_weight_v": taken.weight_v,
+        "slope_constant_k": taken.constant_k, "slope_constant_v": taken.constant_v,
+    }  # fmt: skip
+    if not call.coded:
+        slopes_of.update(slope_key=taken.key, slope_value=taken.value)
     call.run(
-        "attention_backward", variant, grad=call.padded(grad), saturated=saturated, slope_key=taken.key,
-        slope_value=taken.value, slope_weight_k=taken.weight_k, slope_weight_v=taken.weight_v,
-        slope_constant_k=taken.constant_k, slope_constant_v=taken.constant_v,
+        "attention_backward", variant, **slopes_of, grad=call.padded(grad), saturated=saturated,
         grad_query=results[0], grad_key=results[1], grad_value=results[2],
     )  # fmt: skip
     return results[0][..., :dims], results[1][..., :dims], results[2][..., :dims]
@@ -221,9 +224,9 @@ def attention_decode(
         ValueError: If a tensor has another shape, type or device.
     """
     call = _Call(query, cells, geometry, circuits)
-    call.check("query", query, (query.shape[0], 1, query.shape[2]))
-    call.check("key", cells.key, (query.shape[0], cells.key.shape[1], geometry.window, query.shape[2]))
-    call.check("position", position, (query.shape[0],), torch.int64)
+    check("query", query, (query.shape[0], 1, query.shape[2]))
+    check("key", cells.key, (query.shape[0], cells.key.shape[1], geometry.window, query.shape[2]))
+    check("position", position, (query.shape[0],), torch.int64)
     out = torch.empty_like(call.query)
     call.run("attention_decode", variant, out=out, position=position.contiguous())
     return out[..., : query.shape[-1]]
@@ -236,16 +239,17 @@ class _Call:
         readout, noise, tiles = circuits.readout, circuits.noise, geometry.tiles
         count, queries, dims = query.shape
         self.shape, self.width, self.window = query.shape, -(-dims // MULTIPLE) * MULTIPLE, geometry.window
-        self.keys = cells.key.shape[2]
-        self.check("query", query, (count, queries, dims))
+        self.keys, self.coded = cells.key.shape[2], query.dtype == torch.uint8
+        check("query", query, (count, queries, dims), torch.uint8 if self.coded else torch.float32)
         self.query, self.cells = self.padded(query), self.of_width(cells)
         self.check_cells(self.cells)
         per_head = [x for x in (readout.gain, readout.offset, circuits.score_offset) if x is not None]
         heads = per_head[0].shape[0] if per_head else 1
         if count % heads:
             raise ValueError(f"{count} heads of all sequences are no multiple of the {heads} heads of the circuits")
+        suffix = "_code" if self.coded else ""
         self.tensors: dict[str, Tensor | None] = {
-            "query": self.query, "key": self.cells.key, "value": self.cells.value,
+            f"query{suffix}": self.query, f"key{suffix}": self.cells.key, f"value{suffix}": self.cells.value,
             "weight_k": self.cells.weight_k, "weight_v": self.cells.weight_v,
             "constant_k": self.cells.constant_k, "constant_v": self.cells.constant_v,
             "score_offset": self._optional("score_offset", circuits.score_offset, (heads, geometry.window)),
@@ -267,7 +271,9 @@ class _Call:
             "query_start": geometry.query_start, "key_start": geometry.key_start, "threads": torch.get_num_threads(),
             "images_k": self.cells.key.shape[1], "images_v": self.cells.value.shape[1],
         }  # fmt: skip
-        self.numbers = {"step": float(readout.step), "top": float(readout.top)}
+        self.numbers = {"step": float(readout.step), "top": float(readout.top), "grid": circuits.grid or 0.0}
+        if circuits.grid is not None and (self.cells.value.shape[1] != 1 or self.cells.constant_v is not None):
+            raise ValueError("a pulse grid needs values of one image, without a constant")
 
     def run(self, function: str, variant: str | None, **tensors: Tensor | None) -> None:
         """Call a function of the library."""
@@ -297,25 +303,17 @@ class _Call:
             images = states.shape[1]
             if not 1 <= images <= MOST_IMAGES:
                 raise ValueError(f"{name}: expected 1 to {MOST_IMAGES} images, received {images}")
-            self.check(name, states, (self.shape[0], images, self.keys, self.width))
-            self.check(f"weights of the {name}s", weights, (images, self.window))
+            kind = torch.int8 if self.coded else torch.float32
+            check(name, states, (self.shape[0], 1 if self.coded else images, self.keys, self.width), kind)
+            check(f"weights of the {name}s", weights, (images, self.window))
         for name, constant in (("constant_k", cells.constant_k), ("constant_v", cells.constant_v)):
             if constant is not None:
-                self.check(name, constant, (self.window,))
-
-    @staticmethod
-    def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-        """Compare shape, type and device of a tensor."""
-        if x.shape != shape or x.dtype != dtype or x.device.type != "cpu":
-            raise ValueError(
-                f"{name}: expected {dtype} of shape {tuple(shape)} on the CPU, received {x.dtype} of "
-                f"{tuple(x.shape)} on {x.device}"
-            )
+                check(name, constant, (self.window,))
 
     def _optional(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if x is None:
             return None
-        self.check(name, x, shape)
+        check(name, x, shape)
         return x.contiguous()
 
     def _circuit(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
@@ -325,5 +323,5 @@ class _Call:
     def _places(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if x is None:
             raise ValueError(f"{name}: expected the places of the noise in the pool, received None")
-        self.check(name, x, shape, torch.int32)
+        check(name, x, shape, torch.int32)
         return x.contiguous()

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+from torch import Tensor
+
+MULTIPLE = 16
+"""Head dimensions are padded with zeros to a multiple of this."""
+
+
+class Unavailable(RuntimeError):
+    """There is no native kernel on this machine."""
+
+
+def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """Compare shape, type and device of a tensor."""
+    if x.shape != shape or x.dtype != dtype or x.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected {dtype} of shape {tuple(shape)} on the CPU, received {x.dtype} of "
+            f"{tuple(x.shape)} on {x.device}"
+        )
+
+
 SIZES = (
     "count", "heads", "queries", "keys", "width", "dims", "window", "slots", "query_start", "key_start", "threads",
     "images_k", "images_v", "images_dk", "images_dv",
 )  # fmt: skip
 INPUTS = (
     "query", "key", "value", "weight_k", "weight_v", "constant_k", "constant_v", "score_offset", "score_sigma",
-    "score_start", "charge_noise", "charge_start", "pool", "gain", "offset",
+    "score_start", "charge_noise", "charge_start", "pool", "gain", "offset", "query_code", "key_code", "value_code",
 )  # fmt: skip
 RESULTS = (
     "out", "saturated", "grad", "slope_key", "slope_value", "slope_weight_k", "slope_weight_v", "slope_constant_k",
@@ -20,11 +40,37 @@ RESULTS = (
 
 
 class Arguments(ctypes.Structure):
-    """Sizes as int64, tensors as addresses (0 where there is none), ``step`` and ``top`` as double."""
+    """Sizes as int64, tensors as addresses (0 where there is none), ``step``, ``top`` and ``grid`` as double."""
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in SIZES]
         + [(name, ctypes.c_void_p) for name in INPUTS]
-        + [("step", ctypes.c_double), ("top", ctypes.c_double)]
+        + [(name, ctypes.c_double) for name in ("step", "top", "grid")]
         + [(name, ctypes.c_void_p) for name in RESULTS]
+    )
+
+
+class Converter(ctypes.Structure):
+    """A converter of queries, keys or values."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "tokens", "dims", "width")),
+        ("strides", ctypes.c_int64 * 3),
+        *((name, ctypes.c_double) for name in ("low", "high", "step", "top")),
+        ("input", ctypes.c_void_p), ("output", ctypes.c_void_p), ("centred", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+RING_SIZES = ("batch", "heads", "kv_heads", "dims", "width", "window", "slots", "padded", "position")
+RING_TENSORS = ("keys", "values", "weight_k", "weight_v", "query", "key", "value", "out")
+RING_NUMBERS = ("query_step", "query_top", "low", "high", "step", "cell_top", "readout_step", "top", "grid")
+
+
+class Ring(ctypes.Structure):
+    """The cells of one layer in codes, and one token of each sequence."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in RING_SIZES]
+        + [(name, ctypes.c_void_p) for name in RING_TENSORS]
+        + [(name, ctypes.c_double) for name in RING_NUMBERS]
     )

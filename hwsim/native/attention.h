@@ -8,6 +8,9 @@
  *     code_j  = clamp(round(clamp(X gain, -1, 1) / step + offset), -top, top) step
  *     out[t]  = sum_j code_j
  *
+ * Queries, keys and values are images of cells in float32, or codes of one byte: <q, K> is then a whole number, exact.
+ * On a pulse grid phi wv is rounded to whole numbers, X is their product's sum times `grid`, and all sums are exact.
+ *
  * Sub-tile j holds the slots jC .. jC+C-1. The newest tokens of this lap and the oldest of the lap before meet in the
  * sub-tile under the write pointer, before its conversion.
  */
@@ -55,8 +58,12 @@ typedef struct {
     const float *pool;
     const float *gain;   /* (heads, tiles, width) or NULL */
     const float *offset; /* (heads, tiles, width) [steps] or NULL */
+    const uint8_t *query_code; /* in place of query, key and value: shapes as theirs, one image each */
+    const int8_t *key_code;
+    const int8_t *value_code;
     double step;         /* 0: continuous */
     double top;          /* highest code */
+    double grid;         /* 0: pulses are continuous */
     /* Results of the forward direction */
     float *out;          /* (count, queries, width) */
     uint8_t *saturated;  /* (count, queries, tiles, width / 8) one bit where |X gain| >= 1, or NULL */
@@ -71,9 +78,38 @@ typedef struct {
     const int64_t *position; /* (count) write index of each query */
 } attention_arguments;
 
+/* A converter of `low` + n `step`, n = 0 .. top; tokens lie `strides` numbers apart, their dimensions side by side */
+typedef struct {
+    int64_t batch, heads, tokens, dims, width;
+    int64_t strides[3]; /* of batch, heads, tokens */
+    double low, high, step, top;
+    const float *in;
+    void *out;          /* (batch, heads, tokens, width): n as uint8, or 2 n - top as int8; zero beyond dims */
+    int64_t centred;
+} converter;
+
+/* Codes of one layer's cells while tokens come one by one; all sequences are written at the same time */
+typedef struct {
+    int64_t batch, heads, kv_heads, dims, width;
+    int64_t window, slots;
+    int64_t padded;     /* slots of an array in memory: a multiple of 16, at least the window */
+    int64_t position;   /* write index of the token */
+    int8_t *keys;       /* (batch kv_heads, padded / 16, width / 4, 16, 4), zero where nothing was written */
+    int8_t *values;     /* (batch kv_heads, padded, width), likewise */
+    const float *weight_k, *weight_v; /* (2 window + 16) weights of ages window - 1 .. 0, twice, and zeros */
+    const float *query;               /* (batch heads, dims) before the converter */
+    const float *key, *value;         /* (batch kv_heads, dims) likewise */
+    float *out;                       /* (batch heads, dims) */
+    double query_step, query_top;     /* converter of the queries on [0, 1] */
+    double low, high, step, cell_top; /* converter of the cells */
+    double readout_step, top, grid;   /* as above */
+} ring;
+
+EXPORT int ring_step(const ring *);
 EXPORT int attention_forward(const attention_arguments *);
 EXPORT int attention_backward(const attention_arguments *);
 EXPORT int attention_decode(const attention_arguments *);
+EXPORT int convert_codes(const converter *);
 /* Returns floating point operations of `rounds` rounds of independent fused multiply-adds, the ceiling of this core. */
 EXPORT double fma_operations(int64_t rounds, float *sink);
 EXPORT int lanes(void);

@@ -18,7 +18,7 @@ static int pass_readout(const pass *s, int64_t tile)
     for (int q = 0; saturated && q < s->queries; q++)
         for (int64_t i = 0; i < bytes; i++)
             any |= saturated[q * stride + i];
-    if (!any && !gain)
+    if (!any && !gain && !s->gridded)
         return 0;
     for (int q = 0; q < s->queries; q++)
         for (int64_t d = 0; d < width; d += LANES) {
@@ -27,6 +27,8 @@ static int pass_readout(const pass *s, int64_t tile)
                 x *= load(gain + d);
             if (any)
                 x = where_clear(saturated + q * stride, d, x);
+            if (s->gridded)
+                x *= (float)p->grid;
             store(s->w->passed + q * width + d, x);
         }
     memset(s->w->passed + s->queries * width, 0, (size_t)((BLOCK - s->queries) * width) * sizeof(float));
@@ -63,8 +65,10 @@ INLINE void slope_rows(const pass *s, piece at, const float *const *values, cons
             }
             for (int64_t i = 0; i < (plain ? 1 : p->images_dk); i++)
                 store(s->w->slopes + i * BLOCK * BLOCK + to, open * load(s->t->slope_k[i] + then));
-            for (int64_t i = 0; i < (plain ? 1 : p->images_dv); i++)
-                store(s->w->pulses + i * BLOCK * BLOCK + to, phi * load(s->t->slope_v[i] + then));
+            for (int64_t i = 0; i < (plain ? 1 : p->images_dv); i++) {
+                vf pulse = phi * load(s->t->slope_v[i] + then);
+                store(s->w->pulses + i * BLOCK * BLOCK + to, s->gridded ? whole(pulse) : pulse);
+            }
         }
 }
 
@@ -132,7 +136,11 @@ static void backward_piece(const pass *s, piece at, const float *passed, const f
     const attention_arguments *p = s->p;
     const float *values[MOST_IMAGES];
     float *copy = s->w->rows;
-    for (int64_t i = 0; i < p->images_dv; i++, copy += BLOCK * p->width)
+    if (s->coded) {
+        widen_rows(copy, p->value_code + (s->n * p->keys + at.first - p->key_start) * p->width, at.rows, p->width);
+        values[0] = copy;
+    }
+    for (int64_t i = 0; !s->coded && i < p->images_dv; i++, copy += BLOCK * p->width)
         values[i] = whole_rows(p->slope_value + (s->n * p->images_dv + i) * p->keys * p->width, at, p->key_start,
                                p->width, copy);
     if (p->images_dk == 1 && p->images_dv == 1 && !p->slope_constant_k && !p->slope_constant_v)
@@ -143,7 +151,8 @@ static void backward_piece(const pass *s, piece at, const float *passed, const f
         int low, high;
         read_by(p, s->start + query, (int)least(ROWS, s->queries - query), at, &low, &high);
         for (int64_t i = 0; i < p->images_dk; i++) {
-            const float *keys = p->slope_key + ((s->n * p->images_dk + i) * p->keys + at.first - p->key_start) * p->width;
+            const float *keys = s->coded ? s->w->keys : p->slope_key
+                                + ((s->n * p->images_dk + i) * p->keys + at.first - p->key_start) * p->width;
             add_rows(s->w->charge + query * p->width, p->width, s->w->slopes + (i * BLOCK + low) * BLOCK + query, 1,
                      BLOCK, keys + low * p->width, high - low);
         }
@@ -155,12 +164,11 @@ static void backward_piece(const pass *s, piece at, const float *passed, const f
 static void backward_block(const attention_arguments *p, const tables *t, workspace *w, int64_t n, int64_t start,
                            int64_t stop)
 {
-    pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 0};
+    pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 0,
+              .coded = p->query_code != NULL, .gridded = p->grid > 0.0};
     s.plain = p->images_k == 1 && !p->constant_k && !p->score_offset && !p->score_sigma;
     int64_t row = n * p->queries + start - p->query_start;
-    copy_rows(w->query, p->query + row * p->width, s.queries, p->width);
-    transpose(w->query_t, BLOCK, w->query, p->width, BLOCK, p->width);
-    sum_rows(w->query_sum, w->query_t, p->width);
+    take_queries(&s);
     copy_rows(w->grad, p->grad + row * p->width, s.queries, p->width);
     transpose(w->grad_t, BLOCK, w->grad, p->width, BLOCK, p->width);
     sum_rows(w->grad_sum, w->grad_t, p->width);

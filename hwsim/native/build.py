@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = ("forward.c", "backward.c", "decode.c", "peak.c")
-HEADERS = ("attention.h", "vectors.h", "tiles.h", "scores.h")
+SOURCES = ("forward.c", "backward.c", "decode.c", "codes.c", "ring.c", "peak.c")
+HEADERS = ("attention.h", "vectors.h", "tiles.h", "scores.h", "codes.h")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden")
 OPENMP = "-fopenmp"
@@ -30,6 +30,10 @@ TIMEOUT_S = 300
 AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512")
 VARIANTS = {
+    "AVX-512 VNNI": (
+        (*AVX512, "-mavx512vnni"),
+        {"avx2", "fma", "bmi2", "avx512f", "avx512vl", "avx512dq", "avx512bw", "avx512_vnni"},
+    ),
     "AVX-512": (AVX512, {"avx2", "fma", "bmi2", "avx512f", "avx512vl", "avx512dq", "avx512bw"}),
     "AVX2": (AVX2, {"avx2", "fma", "bmi2"}),
     "generic": ((), set()),

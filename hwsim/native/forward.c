@@ -2,7 +2,7 @@
 #include "scores.h"
 
 typedef struct {
-    float limit, inverse, step, top;
+    float limit, inverse, step, top, grid;
     int rounds;
     const float *gain, *offset; /* of this head and sub-tile, or NULL */
     int plain;
@@ -37,7 +37,7 @@ INLINE void read_rows(const pass *s, readout *o, vf acc[ROWS][MOST], int query, 
             break;
         EACH_VECTOR(v) {
             int64_t at = column + v * LANES;
-            vf x = acc[r][v];
+            vf x = s->gridded ? acc[r][v] * o->grid : acc[r][v];
             if (!plain) {
                 if (s->p->constant_v)
                     x += s->w->sums[2 * BLOCK + query + r];
@@ -108,7 +108,11 @@ static void charge_piece(const pass *s, readout *o, piece at, int first, int las
 {
     const attention_arguments *p = s->p;
     const float *values[MOST_IMAGES];
-    for (int64_t i = 0; i < p->images_v; i++)
+    if (s->coded) {
+        widen_rows(s->w->keys, p->value_code + (s->n * p->keys + at.first - p->key_start) * p->width, at.rows, p->width);
+        values[0] = s->w->keys;
+    }
+    for (int64_t i = 0; !s->coded && i < p->images_v; i++)
         values[i] = p->value + ((s->n * p->images_v + i) * p->keys + at.first - p->key_start) * p->width;
     if (o->plain)
         charge_groups(s, o, values, at, first, last, 1);
@@ -145,19 +149,17 @@ static void prepare_readout(const pass *s, readout *o, int64_t tile, const piece
 static void forward_block(const attention_arguments *p, const tables *t, workspace *w, int64_t n, int64_t start,
                           int64_t stop)
 {
-    pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 1};
+    pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 1,
+              .coded = p->query_code != NULL, .gridded = p->grid > 0.0};
     int circuits = p->gain || p->offset;
     s.plain = p->images_k == 1 && p->images_v == 1 && !p->score_offset && !p->score_sigma && !p->charge_noise
               && !p->constant_k && !p->constant_v;
-    readout o = {.rounds = p->step > 0.0, .top = (float)p->top, .plain = s.plain && !circuits};
+    readout o = {.rounds = p->step > 0.0, .top = (float)p->top, .plain = s.plain && !circuits, .grid = (float)p->grid};
     o.inverse = o.rounds ? (float)(1.0 / p->step) : 1.0f;
     o.limit = o.rounds && o.top < o.inverse ? o.top : o.inverse;
 
     int64_t row = n * p->queries + start - p->query_start;
-    copy_rows(w->query, p->query + row * p->width, s.queries, p->width);
-    transpose(w->query_t, BLOCK, w->query, p->width, BLOCK, p->width);
-    if (p->constant_k)
-        sum_rows(w->query_sum, w->query_t, p->width);
+    take_queries(&s);
     memset(w->out, 0, (size_t)(BLOCK * p->width) * sizeof(float));
     for (int64_t tile = 0; tile < tiles_of(p); tile++) {
         int count = find_pieces(p, start, stop, tile, w->pieces);

@@ -12,6 +12,8 @@ typedef struct {
     int64_t start;   /* write index of the block's first query */
     int queries;
     int plain;       /* one image each, neither constant nor offset nor noise */
+    int coded;       /* codes in place of images */
+    int gridded;     /* pulses are whole numbers */
     int weighted;    /* forward: store phi times the weights of the values; backward: phi itself */
 } pass;
 
@@ -29,13 +31,46 @@ static void place_noise(const pass *s, int64_t tile, piece at)
     }
 }
 
+/* Copies a block of queries, and turns it for the first product. */
+static void take_queries(const pass *s)
+{
+    const attention_arguments *p = s->p;
+    workspace *w = s->w;
+    int64_t row = s->n * p->queries + s->start - p->query_start, width = p->width;
+    if (!s->coded) {
+        copy_rows(w->query, p->query + row * width, s->queries, width);
+    } else {
+        memset(w->code, 0, (size_t)(BLOCK * width));
+        memcpy(w->code, p->query_code + row * width, (size_t)(s->queries * width));
+        if (CODES_MULTIPLY) /* four codes move as one number */
+            transpose((float *)w->code_t, BLOCK, (const float *)w->code, width / 4, BLOCK, width / 4);
+        if (CODES_MULTIPLY && !p->grad && !p->constant_k)
+            return;
+        widen_rows(w->query, (const int8_t *)w->code, BLOCK, width);
+    }
+    transpose(w->query_t, BLOCK, w->query, width, BLOCK, width);
+    if (p->grad || p->constant_k)
+        sum_rows(w->query_sum, w->query_t, width);
+}
+
 INLINE void score_rows(const pass *s, piece at, const float *const *keys, int row, int lane, const int plain,
-                       const int weighted, const int wide)
+                       const int weighted, const int coded, const int wide)
 {
     const attention_arguments *p = s->p;
     int64_t age = s->start + lane - (at.first + row);
     vf score[ROWS][MOST], acc[ROWS][MOST];
-    for (int64_t i = 0; i < (plain ? 1 : p->images_k); i++) {
+    if (coded) {
+        vi total[ROWS][MOST];
+        EACH_ROW(r)
+            EACH_VECTOR(v)
+                total[r][v] = (vi){0};
+        multiply_codes(total, wide, (const int8_t *)keys[0] + row * p->width, p->width, s->w->code_t + 4 * lane, BLOCK,
+                       p->width / 4);
+        EACH_ROW(r)
+            EACH_VECTOR(v)
+                score[r][v] = to_floats(total[r][v]) * load(s->t->k[0] + age - r + v * LANES);
+    }
+    for (int64_t i = 0; !coded && i < (plain ? 1 : p->images_k); i++) {
         clear(acc, wide);
         multiply(acc, wide, keys[i] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
         EACH_ROW(r)
@@ -69,7 +104,8 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
                 store(to, phi);
                 continue;
             }
-            store(to, phi * load(s->t->v[0] + age - r + v * LANES));
+            vf pulse = phi * load(s->t->v[0] + age - r + v * LANES);
+            store(to, s->gridded ? whole(pulse) : pulse);
             if (!plain) {
                 for (int64_t i = 1; i < p->images_v; i++)
                     store(to + i * BLOCK * BLOCK, phi * load(s->t->v[i] + age - r + v * LANES));
@@ -85,7 +121,8 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
         }
 }
 
-INLINE void score_groups(const pass *s, piece at, const float *const *keys, const int plain, const int weighted)
+INLINE void score_groups(const pass *s, piece at, const float *const *keys, const int plain, const int weighted,
+                         const int coded)
 {
     for (int row = 0; row < at.rows; row += ROWS) {
         int low, high;
@@ -94,9 +131,26 @@ INLINE void score_groups(const pass *s, piece at, const float *const *keys, cons
         int left = (high - low + LANES - 1) / LANES, wide;
         for (int lane = low; left > 0; lane += wide * LANES, left -= wide) {
             wide = next_width(left);
-            WITH_WIDTH(wide, score_rows, s, at, keys, row, lane, plain, weighted)
+            WITH_WIDTH(wide, score_rows, s, at, keys, row, lane, plain, weighted, coded)
         }
     }
+}
+
+/* Codes of a piece's keys in whole groups of ROWS, as numbers where codes do not multiply; backward needs the numbers */
+static const float *code_rows(const pass *s, piece at)
+{
+    const attention_arguments *p = s->p;
+    const int8_t *rows = p->key_code + (s->n * p->keys + at.first - p->key_start) * p->width;
+    if (!CODES_MULTIPLY || p->grad)
+        widen_rows(s->w->keys, rows, at.rows, p->width);
+    if (!CODES_MULTIPLY)
+        return s->w->keys;
+    if (at.rows % ROWS == 0)
+        return (const float *)rows;
+    int8_t *copy = (int8_t *)s->w->rows;
+    memset(copy, 0, (size_t)(BLOCK * p->width));
+    memcpy(copy, rows, (size_t)(at.rows * p->width));
+    return (const float *)copy;
 }
 
 /* Fills w->pulses where some query of a group of ROWS reads some key of a group of ROWS. */
@@ -105,16 +159,26 @@ static void score_piece(const pass *s, int64_t tile, piece at)
     const attention_arguments *p = s->p;
     const float *keys[MOST_IMAGES];
     float *copy = s->w->rows;
-    for (int64_t i = 0; i < p->images_k; i++, copy += BLOCK * p->width)
+    if (s->coded)
+        keys[0] = code_rows(s, at);
+    for (int64_t i = 0; !s->coded && i < p->images_k; i++, copy += BLOCK * p->width)
         keys[i] = whole_rows(p->key + (s->n * p->images_k + i) * p->keys * p->width, at, p->key_start, p->width, copy);
     if (!s->plain && p->score_sigma)
         place_noise(s, tile, at);
-    if (s->plain && s->weighted)
-        score_groups(s, at, keys, 1, 1);
-    else if (s->plain)
-        score_groups(s, at, keys, 1, 0);
-    else
-        score_groups(s, at, keys, 0, s->weighted);
+    if (s->coded && CODES_MULTIPLY) {
+        if (s->plain && s->weighted)
+            score_groups(s, at, keys, 1, 1, 1);
+        else if (s->plain)
+            score_groups(s, at, keys, 1, 0, 1);
+        else
+            score_groups(s, at, keys, 0, s->weighted, 1);
+    } else if (s->plain && s->weighted) {
+        score_groups(s, at, keys, 1, 1, 0);
+    } else if (s->plain) {
+        score_groups(s, at, keys, 1, 0, 0);
+    } else {
+        score_groups(s, at, keys, 0, s->weighted, 0);
+    }
 }
 
 #endif

@@ -26,6 +26,8 @@ typedef struct {
 typedef struct {
     void *memory;
     float *query, *query_t;   /* (BLOCK, width), (width, BLOCK) */
+    uint8_t *code, *code_t;   /* (BLOCK, width), (width / 4, BLOCK, 4) codes of the queries */
+    float *keys;              /* (BLOCK, width) keys of a piece, made of codes */
     float *out;               /* (BLOCK, width) */
     float *pulses;            /* (images, BLOCK keys, BLOCK queries) phi, or phi times its weight */
     float *charge;            /* (BLOCK, width) of the pieces so far; backward: gradient of the queries */
@@ -126,6 +128,14 @@ INLINE const float *whole_rows(const float *base, piece at, int64_t key_start, i
     return copy;
 }
 
+/* Rows of codes as floats, with zeros below them up to BLOCK */
+static inline void widen_rows(float *out, const int8_t *in, int rows, int64_t width)
+{
+    for (int64_t i = 0; i < rows * width; i += LANES)
+        store(out + i, widened(in + i));
+    memset(out + rows * width, 0, (size_t)((BLOCK - rows) * width) * sizeof(float));
+}
+
 static inline const float *padded(float *at, const float *table, int64_t window)
 {
     memset(at, 0, (size_t)(window + 2 * MARGIN) * sizeof(float));
@@ -169,7 +179,7 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     int64_t plane = BLOCK * p->width, square = BLOCK * BLOCK;
     int64_t images = most(most(p->images_k, p->images_v), most(p->images_dk, p->images_dv));
     int64_t pieces = 2 * (p->slots / BLOCK + 2);
-    int64_t floats = (9 + images) * plane + (2 * images + 1) * square + 7 * BLOCK + 16;
+    int64_t floats = (11 + images) * plane + (2 * images + 1) * square + 7 * BLOCK + 16;
     char *memory = malloc((size_t)floats * sizeof(float) + (size_t)pieces * sizeof(piece) + 64);
     w->memory = memory;
     if (!memory)
@@ -177,6 +187,9 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     float *at = (float *)(memory + (64 - (uintptr_t)memory % 64));
     w->query = take(&at, plane);
     w->query_t = take(&at, plane);
+    w->code = (uint8_t *)take(&at, plane / 4);
+    w->code_t = (uint8_t *)take(&at, plane / 4);
+    w->keys = take(&at, plane);
     w->out = take(&at, plane);
     w->charge = take(&at, plane);
     w->rows = take(&at, images * plane);

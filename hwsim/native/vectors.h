@@ -31,6 +31,13 @@
 #define KEEP_ORDER
 #endif
 
+/* Whether products of codes beat those of floats */
+#if LANES > 4
+#define CODES_MULTIPLY 1
+#else
+#define CODES_MULTIPLY 0
+#endif
+
 /* Unrolled, so that accumulators indexed by r and v live in registers; `wide` has to be a constant */
 #define EACH_ROW(r) _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++)
 #define EACH_VECTOR(v) _Pragma("GCC unroll 3") for (int v = 0; v < wide; v++)
@@ -99,6 +106,20 @@ INLINE vf rounded(vf x)
 {
     const float shift = 12582912.0f;
     return (x + shift) - shift;
+}
+
+/* Half to even without an addition that a product could be contracted with: the same in every instruction set */
+INLINE vf whole(vf x)
+{
+#if LANES == 16
+    return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif LANES == 8
+    return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    for (int i = 0; i < LANES; i++)
+        x[i] = __builtin_rintf(x[i]);
+    return x;
+#endif
 }
 
 /* x where 0 < phi < 1, else 0 */
@@ -183,6 +204,85 @@ INLINE void transpose_quad(float *out, int64_t out_stride, const float *in, int6
     x[3] = PICK(y[2], y[3], 2, 3, 6, 7);
     for (int r = 0; r < 4; r++)
         memcpy(out + r * out_stride, &x[r], sizeof x[r]);
+}
+
+/* Codes of one byte: four to a lane */
+INLINE vi load_codes(const void *p)
+{
+    vi x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE vi all_codes(const int8_t *p)
+{
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+#if LANES == 16
+    return (vi)_mm512_set1_epi32(x);
+#elif LANES == 8
+    return (vi)_mm256_set1_epi32(x);
+#else
+    return (vi){x, x, x, x};
+#endif
+}
+
+/* acc + sum of four products of unsigned codes up to 127 and signed ones in each lane */
+INLINE vi add_codes(vi acc, vi unsigned_codes, vi signed_codes)
+{
+#if LANES == 16 && defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)unsigned_codes, (__m512i)signed_codes);
+#elif LANES == 16
+    __m512i pairs = _mm512_maddubs_epi16((__m512i)unsigned_codes, (__m512i)signed_codes);
+    return acc + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif LANES == 8
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)unsigned_codes, (__m256i)signed_codes);
+    return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    for (int shift = 0; shift < 32; shift += 8)
+        acc += (unsigned_codes >> shift & 255) * ((signed_codes << (24 - shift)) >> 24);
+    return acc;
+#endif
+}
+
+INLINE vf to_floats(vi x)
+{
+#if LANES == 16
+    return (vf)_mm512_cvtepi32_ps((__m512i)x);
+#elif LANES == 8
+    return (vf)_mm256_cvtepi32_ps((__m256i)x);
+#else
+    return __builtin_convertvector(x, vf);
+#endif
+}
+
+/* The next LANES codes, a lane each */
+INLINE vf widened(const int8_t *p)
+{
+#if LANES == 16
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif LANES == 8
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    return (vf){p[0], p[1], p[2], p[3]};
+#endif
+}
+
+/* acc[r][v] += sum_k of a's codes [r ra + 4k ..] times b's [4 (k rb + v LANES + lane) ..] */
+INLINE void multiply_codes(vi acc[ROWS][MOST], const int wide, const int8_t *a, int64_t ra, const uint8_t *b,
+                           int64_t rb, int64_t count)
+{
+    for (int64_t k = 0; k < count; k++, a += 4, b += 4 * rb) {
+        vi y[MOST];
+        EACH_VECTOR(v)
+            y[v] = load_codes(b + 4 * v * LANES);
+        EACH_ROW(r) {
+            vi x = all_codes(a + r * ra);
+            EACH_VECTOR(v)
+                acc[r][v] = add_codes(acc[r][v], y[v], x);
+        }
+        KEEP_ORDER
+    }
 }
 
 /* acc[r][v] += sum_k a[r ra + k ka] b[k rb + v LANES + lane]; the one loop where the time goes.

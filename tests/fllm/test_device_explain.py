@@ -22,6 +22,10 @@ from tests import tolerances
 from tests.fllm.small import SHIPPED
 
 NAME = "gaincell_28nm"
+LINEAR = {  # one factor fades all cells
+    "cell.law": "linear", "cell.coefficients": ["19.3 uA/V"], "retention.v_inf": "0.45 V",
+    "retention.tau_sigma_ln": 0.0, "variability.offset_sigma": "0 V",
+}  # fmt: skip
 Explain = Callable[..., str]
 
 
@@ -124,6 +128,8 @@ def test_size_of_one_code() -> None:
     assert digital["readout"] == ["continuous"]
     pulses = load_device(NAME, {"readout_qk.bits": 4})
     assert rows(resolution_table(pulses))["score converter"] == ["16", "5.33 uA", "6.67 %"]
+    gridded = load_device(NAME, {**LINEAR, "readout_qk.pulse_bits": 11})
+    assert rows(resolution_table(gridded))["pulse grid"] == ["2048", "7.33 ps", "0.0489 %"]
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,16 @@ def dense_attention(query: Tensor, cells: Cells, geometry: Geometry, circuits: C
         tile = slot // geometry.slots
         place = noise.score_start.long()[:, :, tile] + slot - tile * geometry.slots
         scores = scores + noise.score_sigma.double()[..., None] * noise.pool.double()[place]
-    phi = scores.clamp(0, 1) * live
+    phi = torch.nn.functional.hardtanh(scores, 0, 1) * live  # no gradient at either end
     out = torch.zeros_like(query)
     for j in range(geometry.tiles):
         inside = slot // geometry.slots == j
         p, read = phi[..., inside], live[:, inside].any(-1)
-        charge = sum(
-            (p * cells.weight_v[i].double()[at[:, inside]]) @ cells.value[:, i, inside]
-            for i in range(cells.value.shape[1])
-        )
+        pulses = [p * cells.weight_v[i].double()[at[:, inside]] for i in range(cells.value.shape[1])]
+        if circuits.grid is not None:
+            whole = (p.float() * cells.weight_v[0][at[:, inside]]).round()  # in float32, which decides at halves
+            pulses = [x + (whole - x).detach() for x in pulses]
+        charge = sum(x @ cells.value[:, i, inside] for i, x in enumerate(pulses)) * (circuits.grid or 1.0)
         if cells.constant_v is not None:
             charge = charge + (p * cells.constant_v.double()[at[:, inside]]).sum(-1, keepdim=True)
         if noise is not None and noise.charge is not None:

@@ -1,0 +1,205 @@
+"""Queries, keys and values as whole numbers, where the device leaves them whole; and the kernels in C on them.
+
+On a design without errors of cells and pulses, a query is a count of pulse steps, and a linear cell's current an odd
+count of half voltage steps::
+
+    q = n / (levels - 1)            V - v_zero = m half_step,    half_step = (v_max - v_min) / (levels - 1) / 2
+    S = d(age) (k1 half_step / (levels - 1) / s_qk) <n, m>
+
+so ``<n, m>`` is exact in any order and precision. With a pulse grid of P steps the second product is as well::
+
+    X = (k1 half_step / s_av / P) sum_s round(P d(age) phi_s) m_s
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from device_models.cell import polynomial
+from device_models.schema import DeviceModel
+from hwsim import native
+from hwsim.functional.attention import written_voltage_offset
+from hwsim.functional.cell_products import CellImages
+from hwsim.functional.cells import CellDeviations, decays_in_proportion, pulse_jitter, write_is_noisy
+from hwsim.functional.circuits import Circuits
+from hwsim.functional.layout import Stretch
+from hwsim.functional.native_loop import attention_kernel, circuits_in_c, in_c
+from hwsim.functional.quantise import count_levels
+from hwsim.functional.reads import Place, pulse_steps
+from hwsim.functional.tables import AttentionTables
+from hwsim.functional.tile_loop import Arrays, tile_loop
+
+MOST_LEVELS = 128
+"""Products of codes and sums of two of them fit the 16 bits that some processors add them in."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What whole numbers stand for.
+
+    Attributes:
+        query_levels: Pulse widths of a query.
+        cell_levels: Voltages of a cell.
+        half_step: [V] half of the distance of two voltages.
+        key: [1] score over the saturation that one unit of ``<n, m>`` makes without decay.
+        value: [1] charge over the saturation that a full pulse at one unit of m makes without decay.
+    """
+
+    query_levels: int
+    cell_levels: int
+    half_step: float
+    key: float
+    value: float
+
+
+def codes_of(device: DeviceModel, place: Place) -> Codes | None:
+    """Return the codes of a device; None where queries, keys or values are no whole numbers, or cells not linear."""
+    levels, storage = device.input.levels, device.storage
+    if levels is None or storage.levels is None or max(levels, storage.levels) > MOST_LEVELS or device.input.signed:
+        return None
+    jitters = device.input.jitter and pulse_jitter(device, device.cost.time_qk)
+    if place.die is not None or (place.keys is not None and (jitters or write_is_noisy(device))):
+        return None
+    k0, k1, k2, k3 = polynomial(device.cell)
+    one_factor = decays_in_proportion(device, CellDeviations()) and device.refresh.kind == "none"
+    if k0 or k2 or k3 or not one_factor or written_voltage_offset(device) or device.cell.backward != "exact":
+        return None
+    half = (storage.v_max - storage.v_min) / (storage.levels - 1) / 2
+    middle = (storage.v_max + storage.v_min) / 2
+    if abs(middle - storage.v_zero) > 1e-9 * half:
+        return None
+    unit = k1 * half
+    return Codes(
+        levels, storage.levels, half, unit / (levels - 1) / device.saturation.qk, unit / device.saturation.av
+    )  # fmt: skip
+
+
+def attend_counts(
+    query: Tensor, key: Tensor, value: Tensor, codes: Codes, circuits: Circuits, tables: AttentionTables,
+    stretch: Stretch,
+) -> Tensor:  # fmt: skip
+    """Compute attention of consecutive tokens, converters included; gradients flow to all three.
+
+    Args:
+        query: [1] (b, h, queries, d) before its converter.
+        key: [V] (b, g, keys, d) before its converter.
+        value: [V] as ``key``.
+        codes: Of the device.
+        circuits: Everything between the products.
+        tables: Decay by age.
+        stretch: Which tokens.
+
+    Returns:
+        (b, h, queries, d) before the output scaler.
+    """
+    if in_c(circuits, query):
+        made = _in_c(query, key, value, codes, circuits, tables, stretch)
+        if made is not None:
+            return made
+        with attention_kernel("torch"):  # which hands on what is not a number
+            return attend_counts(query, key, value, codes, circuits, tables, stretch)
+    device, group = circuits.device, query.shape[1] // key.shape[1]
+    cells = codes.cell_levels, device.storage.v_min, device.storage.v_max
+    steps, linear, unit = pulse_steps(device), ((0, 1),), circuits.per_charge
+    scale = codes.value * unit if steps is None else float(steps)
+    grid = None if steps is None else (codes.value / steps, unit)
+
+    def images(x: Tensor, band: Tensor, grid: tuple[float, float] | None) -> CellImages:
+        states = count_levels(x, *cells, centred=True)[:, :, None]
+        states = states if group == 1 else states.repeat_interleave(group, 1)
+        return CellImages(states.flatten(0, 1), (band,), grid=grid)
+
+    arrays = Arrays(
+        images(key, tables.band(linear, codes.key, first=True), None),
+        images(value, tables.band(linear, scale, first=False), grid),
+    )
+    counts = count_levels(query, codes.query_levels, 0.0, 1.0, centred=False)
+    return tile_loop(counts.flatten(0, 1), arrays, circuits, stretch).view_as(query)
+
+
+def _in_c(
+    query: Tensor, key: Tensor, value: Tensor, codes: Codes, circuits: Circuits, tables: AttentionTables,
+    stretch: Stretch,
+) -> Tensor | None:  # fmt: skip
+    """Compute the same with the kernels, which convert themselves; None where something is not a number."""
+    device, storage = circuits.device, circuits.device.storage
+    cells = codes.cell_levels, storage.v_min, storage.v_max
+    with torch.no_grad():
+        counts = native.convert(query, codes.query_levels, 0.0, 1.0, centred=False)
+        found = [native.convert(x, *cells, centred=True) for x in (key, value)]
+    stored = [x for x in found if x is not None]
+    if counts is None or len(stored) < 2:
+        return None
+    group, steps = query.shape[1] // key.shape[1], pulse_steps(device)
+    images = [x.unflatten(0, key.shape[:2]).repeat_interleave(group, 1).flatten(0, 1)[:, None] for x in stored]
+    weights = [
+        _by_age(tables, device.window.tokens, scale, first=first)
+        for scale, first in ((codes.key, True), (codes.value if steps is None else float(steps), False))
+    ]
+    geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
+    grid = None if steps is None else codes.value / steps
+    call = _Call(weights[0], weights[1], geometry, circuits_in_c(circuits, geometry, grid), codes, device)
+    return _InC.apply(query, key, value, counts, *images, call)
+
+
+def _by_age(tables: AttentionTables, window: int, scale: float, *, first: bool) -> Tensor:
+    """Return decay times ``scale`` by age, (1, window), zero at ages that no query meets."""
+    decay = tables.by_age(0, first=first)[1]
+    weight = decay.new_zeros(1, window)
+    weight[0, : decay.numel()] = decay * scale
+    return weight
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What the kernels are given beside counts and images."""
+
+    weight_k: Tensor
+    weight_v: Tensor
+    geometry: native.Geometry
+    circuits: native.Circuits
+    codes: Codes
+    device: DeviceModel
+
+    def cells(self, key: Tensor, value: Tensor) -> native.Cells:
+        """Return the arrays."""
+        return native.Cells(key, value, self.weight_k, self.weight_v)
+
+
+class _InC(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, counts: Tensor, keys: Tensor, values: Tensor, call: _Call
+    ) -> Tensor:
+        needed = any(ctx.needs_input_grad)
+        cells = call.cells(keys, values)
+        out, saturated = native.attention_forward(counts, cells, call.geometry, call.circuits, save=needed)
+        if needed:
+            ctx.save_for_backward(query, key, value, counts, keys, values, saturated)
+            ctx.call = call
+        return out[..., : query.shape[-1]].reshape(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("attention on gain cells has no second derivative: leave out create_graph=True")
+        query, key, value, counts, keys, values, saturated = ctx.saved_tensors
+        call: _Call = ctx.call
+        codes, storage = call.codes, call.device.storage
+        grad = pad(grads[0].flatten(0, 1), (0, counts.shape[-1] - query.shape[-1])).contiguous()
+        by_code = native.attention_backward(
+            grad, counts, call.cells(keys, values), call.geometry, call.circuits, saturated
+        )  # fmt: skip
+        ranges = (0.0, 1.0), (storage.v_min, storage.v_max), (storage.v_min, storage.v_max)
+        steps = 1.0 / (codes.query_levels - 1), codes.half_step, codes.half_step
+        found = []
+        for x, slope, step, clip in zip((query, key, value), by_code, steps, ranges, strict=True):
+            each = slope[..., : x.shape[-1]].reshape(*x.shape[:2], -1, *x.shape[2:])  # heads that share an array
+            each = each[:, :, 0] if each.shape[2] == 1 else each.sum(2)
+            found.append(torch.ops.aten.hardtanh_backward(each.mul_(1.0 / step), x, *clip))
+        return (*found, None, None, None, None)

@@ -1,0 +1,95 @@
+"""The ring buffer of a device whose queries, keys and values are whole numbers, and whose circuits do not err.
+
+Same results as the ring buffer of any device; a cell is a number of one byte in the kernels in C, one call a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from device_models.converters import highest_code, readout_step
+from device_models.schema import DeviceModel
+from hwsim import native
+from hwsim.functional.codes import Codes
+from hwsim.functional.native_loop import wants_c
+from hwsim.functional.quantise import count_levels
+from hwsim.functional.reads import pulse_steps
+from hwsim.functional.tables import AttentionTables
+
+
+class CountedRing:
+    """The cells of one layer.
+
+    Args:
+        device: The device.
+        codes: Its codes.
+        shape: Sequences, query heads, arrays (key/value heads), dimensions.
+        tables: Decay by age.
+        dtype: Of everything.
+    """
+
+    def __init__(
+        self, device: DeviceModel, codes: Codes, shape: tuple[int, int, int, int], tables: AttentionTables,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.device, self.codes, self.window, self.slots = device, codes, device.window.tokens, device.tile.slots
+        self.batch, self.heads, self.kv_heads, self.dims = shape
+        self.step_of_readout, steps = readout_step(device.readout), pulse_steps(device)
+        self.top = 0.0 if self.step_of_readout is None else float(highest_code(device.readout))
+        self.grid = None if steps is None else codes.value / steps
+        decay = [tables.by_age(0, first=first)[1] for first in (True, False)]
+        where = decay[0].device
+        self.in_c = where.type == "cpu" and dtype == torch.float32 and wants_c()
+        value = codes.value if steps is None else float(steps)
+        if not self.in_c and steps is None:
+            value /= self.step_of_readout or 1.0  # charges in steps of the readout
+        self.weight_k, self.weight_v = (_twice(d * by) for d, by in zip(decay, (codes.key, value), strict=True))
+        arrays, storage = self.batch * self.kv_heads, device.storage
+        self.cells = codes.cell_levels, storage.v_min, storage.v_max
+        if self.in_c:
+            self.native = native.Ring(
+                shape, self.window, self.slots, (codes.query_levels, *self.cells), (self.weight_k, self.weight_v),
+                (self.step_of_readout or 0.0, self.top, self.grid or 0.0),
+            )  # fmt: skip
+        else:
+            tiles, group = device.subtiles, self.heads // self.kv_heads
+            self.stored = torch.zeros(2, arrays, tiles * self.slots, self.dims, dtype=dtype, device=where)
+            self.phi = self.stored.new_empty(arrays, group, tiles * self.slots)
+            self.charge = self.stored.new_empty(arrays * tiles, group, self.dims)
+
+    def step(self, query: Tensor, key: Tensor, value: Tensor, now: int) -> Tensor:
+        """Write the token with write index ``now`` and let its query read; shapes as ``RingBuffer.step``."""
+        if self.in_c:
+            return self.native.step(query, key, value, now)
+        slot, held = now % self.window, min(now + 1, self.window)
+        levels = count_levels(torch.stack((key, value)), *self.cells, centred=True)
+        self.stored[:, :, slot] = levels.view(2, -1, self.dims)
+        keys, values = self.stored
+        counts = count_levels(query, self.codes.query_levels, 0.0, 1.0, centred=False)
+        first = self.window - 1 - slot
+        phi = torch.bmm(counts.reshape(len(keys), -1, self.dims), keys.mT, out=self.phi)
+        read = phi[..., :held]  # what was never written holds zeros
+        read.mul_(self.weight_k[first : first + held]).clamp_(0.0, 1.0).mul_(self.weight_v[first : first + held])
+        if self.grid is not None:
+            phi.round_()
+        group, tiles = phi.shape[1], phi.shape[2] // self.slots
+        by_tile = phi.view(-1, group, tiles, self.slots).transpose(1, 2).reshape(-1, group, self.slots)
+        charge = torch.bmm(by_tile, values.view(-1, self.slots, self.dims), out=self.charge)
+        return self._read_out(charge.view(-1, tiles, group, self.dims))
+
+    def _read_out(self, charge: Tensor) -> Tensor:
+        """Read out (arrays, tiles, group, d) charges and add them up."""
+        step = self.step_of_readout
+        if self.grid is not None:
+            charge.mul_(self.grid).mul_(1.0 / (step or 1.0))
+        shape = (self.batch, self.heads, 1, self.dims)
+        if step is None:
+            return charge.clamp_(-1.0, 1.0).sum(1).view(shape)
+        return charge.round_().clamp_(-self.top, self.top).sum(1).mul_(step).view(shape)
+
+
+def _twice(by_age: Tensor) -> Tensor:
+    """Return a table that holds, from ``window - 1 - p`` on, the ages of slots 0, 1, .. with p written last."""
+    back = by_age.flip(0)
+    return torch.cat([back, back, back.new_zeros(16)])
