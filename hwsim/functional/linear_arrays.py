@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from device_models.linear_array import INPUT_BITS, LinearArray
+from hwsim.functional.native_loop import wants_c
 from hwsim.functional.whole_products import (
     SCRATCH,
     TileWeights,
@@ -26,6 +27,7 @@ from hwsim.functional.whole_products import (
     tile_weights,
     whole_product,
 )
+from hwsim.native.bit_serial import CYCLES, BitWeights, bit_serial_product, lay_out
 from hwsim.randomness import POOL, below, combined, keyed, mixed, normal, normal_pool, scattered, seed_of, uniform
 
 LARGEST_ERROR = 127
@@ -48,6 +50,7 @@ class ArrayWeights:
     errors: Tensor | None = None
     units: int = 1
     _tiles: dict[tuple[int, int], list[TileWeights]] = field(default_factory=dict, init=False, repr=False)
+    _bits: dict[int, BitWeights | None] = field(default_factory=dict, init=False, repr=False)
 
     def __deepcopy__(self, memo: object) -> ArrayWeights:
         """Share with a copy of the model what never changes."""
@@ -60,6 +63,13 @@ class ArrayWeights:
             errors = None if self.errors is None else self.signed_errors
             self._tiles[key] = tile_weights(self.codes, errors, self.units, *key)
         return self._tiles[key]
+
+    def bits(self, rows: int) -> BitWeights | None:
+        """Return the weights as the kernel in C reads them, laid out once; None where its sums would not fit."""
+        if rows not in self._bits:
+            errors = None if self.errors is None else self.signed_errors
+            self._bits[rows] = lay_out(self.codes, errors, self.units, rows)
+        return self._bits[rows]
 
     @functools.cached_property
     def values(self) -> Tensor:
@@ -211,18 +221,33 @@ def _in_chunks(
     if not slope and conversions is None and _loses_nothing(tokens, weights, array, full_scale):
         out = _integer_product(tokens, weights, array)
         return out.mul_(1.0 if full_scale is None else array.highest_code / full_scale).view(*x.shape[:-1], outputs)
-    out = tokens.new_zeros(len(tokens), outputs)
     most = max(1, CHUNK // (array.input_cycles * outputs))
     size = -(-len(tokens) // max(1, -(-len(tokens) // most)))
     noise = None
     if conversions is not None:
         states = conversions.states(-(-tokens.shape[1] // array.rows))
         noise = PlacedNoise.of(states, array.input_cycles, outputs)
+    if not slope and full_scale is not None and (made := _in_c(tokens, weights, array, full_scale, noise)) is not None:
+        return made.to(x.dtype).view(*x.shape[:-1], outputs)
+    out = tokens.new_zeros(len(tokens), outputs)
     for start in range(0, len(tokens), max(1, size)):
         part = slice(start, start + size)
         here = None if noise is None else PlacedNoise(noise.windows, noise.places[:, :, part])
         _add_shifted(out[part], tokens[part], weights, array, full_scale, here, slope=slope)
     return out.view(*x.shape[:-1], outputs)
+
+
+def _in_c(
+    x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float, noise: PlacedNoise | None
+) -> Tensor | None:
+    """Compute the sum of codes with the kernel in C, the same bits; None where it does not compute it, or is not to."""
+    if x.device.type != "cpu" or array.input_cycles != CYCLES or not _whole_in_float32(array, x.shape[1]):
+        return None
+    if not wants_c() or (bits := weights.bits(array.rows)) is None:
+        return None
+    n = array.highest_code
+    placed = None if noise is None else (array.noise, noise.windows, noise.places)
+    return bit_serial_product(x.to(torch.int8), bits, n / (full_scale * weights.units), n, placed)
 
 
 def _loses_nothing(x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None) -> bool:

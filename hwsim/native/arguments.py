@@ -74,3 +74,16 @@ class Ring(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in RING_TENSORS]
         + [(name, ctypes.c_double) for name in RING_NUMBERS]
     )
+
+
+BITS_SIZES = ("tokens", "inputs", "outputs", "rows", "tiles", "fours", "threads")
+
+
+class BitArrays(ctypes.Structure):
+    """Weights of one matrix on arrays that take their inputs bit by bit."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in BITS_SIZES]
+        + [(name, ctypes.c_void_p) for name in ("x", "codes", "errors", "pool", "places", "out")]
+        + [(name, ctypes.c_double) for name in ("units", "inverse", "noise", "top")]
+    )

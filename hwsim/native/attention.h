@@ -105,6 +105,23 @@ typedef struct {
     double readout_step, top, grid;   /* as above */
 } ring;
 
+/* Ternary weights of one matrix on arrays of `rows` inputs, which take 8-bit codes bit by bit */
+typedef struct {
+    int64_t tokens, inputs, outputs;
+    int64_t rows, tiles;   /* inputs of an array; arrays */
+    int64_t fours;         /* fours of inputs of an array, the last one filled up with zeros */
+    int64_t threads;
+    const int8_t *x;         /* (tokens, inputs) */
+    const int8_t *codes;     /* (outputs / 32, tiles, fours, 4, 32): -1, 0, 1 */
+    const int8_t *errors;    /* likewise, so small that 16 bits hold their sum over an array; or NULL */
+    const float *pool;
+    const int64_t *places;   /* (tiles, 8, tokens) where in the pool the noise of the outputs begins, or NULL */
+    float *out;              /* (tokens, outputs) sum of shifted codes */
+    double units;            /* a weight is units code + error, sums below 2^24 */
+    double inverse, noise, top; /* 1 / step, deviation [steps], highest code */
+} bit_arrays;
+
+EXPORT int bit_serial_product(const bit_arrays *);
 EXPORT int ring_step(const ring *);
 EXPORT int attention_forward(const attention_arguments *);
 EXPORT int attention_backward(const attention_arguments *);

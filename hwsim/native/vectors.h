@@ -122,6 +122,18 @@ INLINE vf whole(vf x)
 #endif
 }
 
+/* a b + c, rounded once where the processor can */
+INLINE vf fused(vf a, vf b, vf c)
+{
+#if LANES == 16
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* x where 0 < phi < 1, else 0 */
 INLINE vf where_open(vf phi, vf x)
 {

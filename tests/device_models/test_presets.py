@@ -127,7 +127,8 @@ def test_cell_current_grows_with_the_stored_voltage(name: str) -> None:
 LAW_AND_OPTION = {
     "retention.tau", "retention.beta", "retention.v_scale", "retention.t0", "retention.v_top", "retention.rate",
     "cell.backward", "cell.surrogate_slope", "tile.assignment", "parity.bfloat16_decay",
-    "readout_qk.bits", "readout_qk.pulse_bits", "activation.kind", "activation.levels", "refresh.interval", "refresh.droop", "input.signed",
+    "readout_qk.bits", "readout_qk.pulse_bits", "activation.kind", "activation.levels", "refresh.interval",
+    "refresh.droop", "input.signed",
     "linear.adc_conversion", "linear.adc_area", "cost.phi_conversion", "cost.av_conversion",
 }  # fmt: skip
 """Keys that belong to another law or to an option that the gain cells do not take."""

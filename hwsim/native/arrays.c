@@ -1,0 +1,262 @@
+/* Ternary weights on arrays whose inputs come bit by bit: column sums, converters, shifts and adds.
+ *
+ *     S[c,r,t,o] = sum_{i in array r} bit_c(x[t,i]) w[i,o]                    whole numbers; the sign's cycle counts down
+ *     out[t,o]   = sum_{c,r} 2^c clamp(round(S / step + sigma z[c,r,t,o]), -top, top)
+ *
+ * A weight is units code + error, both of eight bits. Four bits of a cycle have sixteen patterns: the sums of the four
+ * codes and of the four errors that each picks are made once for 64 tokens, so that a column sum is one addition of
+ * each for every four inputs, of 8 and 16 bits, for 32 outputs at a time.
+ *
+ * Source: Arlazarov, Dinic, Kronrod and Faradzev, On economical construction of the transitive closure of a directed
+ * graph, 1970.
+ */
+#include <stdlib.h>
+
+#include "attention.h"
+#include "vectors.h"
+
+#define TOKENS 64   /* of a chunk */
+#define CYCLES 8
+#define OUTPUTS 32  /* of a block */
+#define PATTERNS 16 /* of four bits */
+#define GROUPS 16   /* fours of inputs whose sums are held at a time, 24 KB; their codes add up to 64 at most */
+#define TABLE (PATTERNS * OUTPUTS) /* numbers of one four */
+
+typedef int8_t bytes __attribute__((vector_size(LANES > 4 ? 32 : 16)));
+typedef int8_t quarter __attribute__((vector_size(2 * LANES)));
+typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
+typedef int16_t half __attribute__((vector_size(2 * LANES)));
+#define BYTES (int)sizeof(bytes)
+#define SHORTS (2 * LANES)
+#define EACH_BYTES(v) _Pragma("GCC unroll 4") for (int v = 0; v < OUTPUTS / BYTES; v++)
+#define EACH_SHORTS(v) _Pragma("GCC unroll 4") for (int v = 0; v < OUTPUTS / SHORTS; v++)
+#define EACH_FLOATS(v) _Pragma("GCC unroll 8") for (int v = 0; v < OUTPUTS / LANES; v++)
+
+typedef struct {
+    int8_t codes[GROUPS][PATTERNS][OUTPUTS]; /* sums of the weights that a pattern picks */
+    int16_t errors[GROUPS][PATTERNS][OUTPUTS];
+    int16_t code_sums[TOKENS][CYCLES][OUTPUTS]; /* of an array so far */
+    int16_t error_sums[TOKENS][CYCLES][OUTPUTS];
+    float total[TOKENS][OUTPUTS]; /* of the arrays so far */
+} bench;
+
+typedef struct {
+    void *memory;
+    bench *bench;
+    uint16_t *patterns; /* (TOKENS, CYCLES, fours of all arrays) first number of a pattern in a table */
+    uint8_t *inputs;    /* of a token, in whole fours of each array */
+} workplace;
+
+INLINE bytes load_bytes(const int8_t *p)
+{
+    bytes x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE shorts load_shorts(const int16_t *p)
+{
+    shorts x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* LANES numbers as floats */
+INLINE vf short_floats(const int16_t *p)
+{
+    half x;
+    memcpy(&x, p, sizeof x);
+    return to_floats(__builtin_convertvector(x, vi));
+}
+
+/* Patterns of all fours of a token, each four bytes of codes */
+static void find_patterns(const bit_arrays *p, workplace *w, int64_t first, int tokens)
+{
+    const int64_t fours = p->tiles * p->fours;
+    for (int t = 0; t < tokens; t++) {
+        const int8_t *x = p->x + (first + t) * p->inputs;
+        memset(w->inputs, 0, (size_t)(4 * fours));
+        for (int64_t r = 0; r < p->tiles; r++) {
+            int64_t from = r * p->rows, count = p->inputs - from < p->rows ? p->inputs - from : p->rows;
+            memcpy(w->inputs + 4 * r * p->fours, x + from, (size_t)count);
+        }
+        for (int c = 0; c < CYCLES; c++) {
+            uint16_t *to = w->patterns + (t * CYCLES + c) * fours;
+            for (int64_t g = 0; g < fours; g++) { /* bits 0, 8, 16, 24 move to 28 .. 31, and nothing else gets there */
+                uint32_t four;
+                memcpy(&four, w->inputs + 4 * g, 4);
+                to[g] = (uint16_t)((((four >> c & 0x01010101u) * 0x10204080u) >> 28) * OUTPUTS);
+            }
+        }
+    }
+}
+
+/* Sums of what each pattern picks of four rows of weights: one addition to that without its lowest bit */
+static void make_tables(const bit_arrays *p, bench *b, int64_t place, int64_t groups)
+{
+    for (int64_t g = 0; g < groups; g++) {
+        const int8_t *codes = p->codes + (place + g) * 4 * OUTPUTS;
+        const int8_t *errors = p->errors ? p->errors + (place + g) * 4 * OUTPUTS : NULL;
+        memset(b->codes[g][0], 0, OUTPUTS);
+        memset(b->errors[g][0], 0, OUTPUTS * sizeof(int16_t));
+        for (int pattern = 1; pattern < PATTERNS; pattern++) {
+            int lowest = __builtin_ctz((unsigned)pattern), rest = pattern & (pattern - 1);
+            for (int o = 0; o < OUTPUTS; o++)
+                b->codes[g][pattern][o] = (int8_t)(b->codes[g][rest][o] + codes[lowest * OUTPUTS + o]);
+            for (int o = 0; errors && o < OUTPUTS; o++)
+                b->errors[g][pattern][o] = (int16_t)(b->errors[g][rest][o] + errors[lowest * OUTPUTS + o]);
+        }
+    }
+}
+
+/* Adds up the patterns of one token in one cycle. */
+INLINE void add_patterns(bench *b, const uint16_t *at, int64_t groups, int16_t *code_sums, int16_t *error_sums,
+                         const int more, const int erring)
+{
+    bytes codes[OUTPUTS / BYTES];
+    shorts errors[OUTPUTS / SHORTS];
+    EACH_BYTES(v)
+        codes[v] = (bytes){0};
+    EACH_SHORTS(v)
+        errors[v] = more && erring ? load_shorts(error_sums + v * SHORTS) : (shorts){0};
+    for (int64_t g = 0; g < groups; g++, at++) {
+        EACH_BYTES(v)
+            codes[v] += load_bytes(b->codes[g][0] + *at + v * BYTES);
+        if (erring)
+            EACH_SHORTS(v)
+                errors[v] += load_shorts(b->errors[g][0] + *at + v * SHORTS);
+    }
+    int8_t small[OUTPUTS];
+    EACH_BYTES(v)
+        memcpy(small + v * BYTES, &codes[v], sizeof codes[v]);
+    EACH_SHORTS(v) {
+        quarter some;
+        memcpy(&some, small + v * SHORTS, sizeof some);
+        shorts sum = __builtin_convertvector(some, shorts);
+        if (more)
+            sum += load_shorts(code_sums + v * SHORTS);
+        memcpy(code_sums + v * SHORTS, &sum, sizeof sum);
+        if (erring)
+            memcpy(error_sums + v * SHORTS, &errors[v], sizeof errors[v]);
+    }
+}
+
+/* Converts the sums of one cycle, and adds their codes, shifted, to the totals */
+INLINE void convert_sums(const bit_arrays *p, const int16_t *codes, const int16_t *errors, float *total, int c,
+                         const float *noise, const int erring, const int noisy)
+{
+    const vf step = all((float)(c == CYCLES - 1 ? -p->inverse : p->inverse)), shift = all((float)(1 << c));
+    const vf units = all((float)p->units), sigma = all((float)p->noise), top = all((float)p->top), low = -top;
+    EACH_FLOATS(v) {
+        vf x = short_floats(codes + v * LANES);
+        if (erring) /* whole numbers below 2^24: exact */
+            x = fused(x, units, short_floats(errors + v * LANES));
+        x *= step;
+        if (noisy)
+            x = fused(load(noise + v * LANES), sigma, x);
+        x = clamp(whole(x), low, top);
+        store(total + v * LANES, fused(x, shift, load(total + v * LANES)));
+    }
+}
+
+/* Where the noise of a conversion lies; a copy where the pool may end before the block does */
+INLINE const float *noise_of(const bit_arrays *p, int64_t conversion, int64_t block, float *copy)
+{
+    const float *noise = p->pool + p->places[conversion] + block * OUTPUTS;
+    int64_t left = p->outputs - block * OUTPUTS;
+    if (left >= OUTPUTS)
+        return noise;
+    memcpy(copy, noise, (size_t)left * sizeof(float));
+    return copy;
+}
+
+/* Adds some fours of inputs to the sums of an array for a chunk of tokens; the last ones convert the sums. */
+INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
+                       int64_t four, int64_t groups, const int erring, const int noisy)
+{
+    bench *b = w->bench;
+    const uint16_t *at = w->patterns + tile * p->fours + four;
+    const int more = four > 0, last = four + groups == p->fours;
+    float copy[OUTPUTS] = {0};
+    for (int t = 0; t < tokens; t++)
+        for (int c = 0; c < CYCLES; c++, at += p->tiles * p->fours) {
+            int16_t *codes = b->code_sums[t][c], *errors = b->error_sums[t][c];
+            const float *noise = NULL;
+            if (noisy && last) {
+                noise = noise_of(p, (tile * CYCLES + c) * p->tokens + first + t, block, copy);
+                for (int o = 0; o < OUTPUTS; o += 16) /* from anywhere in the pool: asked for before the sums are made */
+                    __builtin_prefetch(noise + o);
+            }
+            add_patterns(b, at, groups, codes, errors, more, erring);
+            if (last)
+                convert_sums(p, codes, errors, b->total[t], c, noise, erring, noisy);
+        }
+}
+
+/* Adds what one array makes of a chunk of tokens to their totals. */
+static void read_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
+{
+    const int64_t place = (block * p->tiles + tile) * p->fours;
+    for (int64_t g = 0; g < p->fours; g += GROUPS) {
+        int64_t groups = p->fours - g < GROUPS ? p->fours - g : GROUPS;
+        make_tables(p, w->bench, place + g, groups);
+        if (p->errors && p->places)
+            read_fours(p, w, tile, block, first, tokens, g, groups, 1, 1);
+        else if (p->errors)
+            read_fours(p, w, tile, block, first, tokens, g, groups, 1, 0);
+        else if (p->places)
+            read_fours(p, w, tile, block, first, tokens, g, groups, 0, 1);
+        else
+            read_fours(p, w, tile, block, first, tokens, g, groups, 0, 0);
+    }
+}
+
+static int make_workplace(workplace *w, const bit_arrays *p)
+{
+    int64_t fours = p->tiles * p->fours;
+    size_t patterns = (size_t)fours * TOKENS * CYCLES * sizeof(uint16_t);
+    char *memory = w->memory = malloc(sizeof(bench) + patterns + (size_t)(4 * fours) + 64);
+    if (!memory)
+        return 0;
+    memory += 64 - (uintptr_t)memory % 64;
+    w->bench = (bench *)memory;
+    w->patterns = (uint16_t *)(memory + sizeof(bench));
+    w->inputs = (uint8_t *)(memory + sizeof(bench) + patterns);
+    return 1;
+}
+
+int bit_serial_product(const bit_arrays *p)
+{
+    int failed = 0;
+    /* Few tokens are shared out in smaller chunks */
+    int64_t chunk = (p->tokens + p->threads - 1) / p->threads, blocks = (p->outputs + OUTPUTS - 1) / OUTPUTS;
+    chunk = chunk > TOKENS ? TOKENS : chunk < 1 ? 1 : chunk;
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
+#endif
+    {
+        workplace w;
+        failed |= !make_workplace(&w, p);
+        int ready = w.memory != NULL;
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t first = 0; first < p->tokens; first += chunk) {
+            if (!ready)
+                continue;
+            int tokens = (int)(p->tokens - first < chunk ? p->tokens - first : chunk);
+            find_patterns(p, &w, first, tokens);
+            for (int64_t block = 0; block < blocks; block++) {
+                int64_t left = p->outputs - block * OUTPUTS, width = left < OUTPUTS ? left : OUTPUTS;
+                memset(w.bench->total, 0, sizeof w.bench->total);
+                for (int64_t tile = 0; tile < p->tiles; tile++)
+                    read_array(p, &w, tile, block, first, tokens);
+                for (int t = 0; t < tokens; t++)
+                    memcpy(p->out + (first + t) * p->outputs + block * OUTPUTS, w.bench->total[t],
+                           (size_t)width * sizeof(float));
+            }
+        }
+        free(w.memory);
+    }
+    return failed;
+}

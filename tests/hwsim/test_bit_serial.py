@@ -1,0 +1,108 @@
+"""The kernel in C of arrays that take their inputs bit by bit: the bits of the loop in PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from device_models import load_device
+from device_models.linear_array import LinearArray
+from hwsim import attention_kernel, native
+from hwsim.functional.linear_arrays import (
+    ArrayWeights,
+    Conversions,
+    PlacedNoise,
+    array_product,
+    made_weights,
+    naive_array_product,
+)
+from hwsim.native import build
+from hwsim.native.bit_serial import bit_serial_product, lay_out
+
+NO_KERNEL = pytest.mark.skipif(not native.available(), reason="no C compiler made the kernels")
+SIZES = [  # tokens, inputs, outputs, rows of an array
+    (1, 1, 1, 256), (3, 4, 32, 64), (65, 70, 33, 64), (130, 300, 100, 256), (64, 257, 31, 256), (20, 100, 40, 33),
+    (9, 40, 64, 7),
+]  # fmt: skip
+each_size = pytest.mark.parametrize(("tokens", "inputs", "outputs", "rows"), SIZES)
+
+
+def drawn(
+    tokens: int, inputs: int, outputs: int, rows: int, sigma: float
+) -> tuple[torch.Tensor, ArrayWeights, LinearArray]:
+    rng = torch.Generator().manual_seed(tokens + inputs)
+    x = torch.randint(-128, 128, (tokens, inputs), generator=rng).float()
+    codes = torch.randint(-1, 2, (outputs, inputs), generator=rng)
+    array = replace(load_device("gaincell_28nm").linear, rows=rows, gain_sigma=sigma)
+    return x, made_weights(codes, array, 3, "layer"), array
+
+
+@NO_KERNEL
+@each_size
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("sigma", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("variant", list(build.VARIANTS))
+def test_kernel_gives_the_bits_of_the_loop(
+    variant: str, tokens: int, inputs: int, outputs: int, rows: int, sigma: float, noisy: bool
+) -> None:
+    if variant not in build.variants():
+        pytest.skip(f"this processor does not run {variant}")
+    x, weights, array = drawn(tokens, inputs, outputs, rows, sigma)
+    full_scale, n = 0.4 * min(rows, inputs) ** 0.5 + 0.3, array.highest_code
+    conversions = Conversions(torch.arange(tokens), "layer") if noisy else None
+    with attention_kernel("torch"):
+        expected = array_product(x, weights, array, full_scale, conversions)
+    bits = weights.bits(rows)
+    assert bits is not None
+    placed = None
+    if conversions is not None:
+        noise = PlacedNoise.of(conversions.states(-(-inputs // rows)), 8, outputs)
+        placed = (array.noise, noise.windows, noise.places)
+    out = bit_serial_product(x.to(torch.int8), bits, n / (full_scale * weights.units), n, placed, variant=variant)
+    found = out.mul_(full_scale / n)
+    if variant == "generic" and noisy:  # rounds the product with the noise before it adds it: a code now and then
+        assert (found != expected).float().mean() <= 1e-3
+    else:
+        assert torch.equal(found, expected)
+    assert tokens == 1 or expected.unique().numel() > 2
+
+
+@NO_KERNEL
+def test_kernel_is_what_the_equation_says() -> None:
+    x, weights, array = drawn(40, 150, 50, 64, 0.05)
+    with attention_kernel("native"):
+        found = array_product(x, weights, array, 5.0)
+    expected = naive_array_product(x, weights.values, array, 5.0)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@NO_KERNEL
+def test_threads_do_not_change_a_bit() -> None:
+    x, weights, array = drawn(150, 100, 70, 64, 0.01)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(array_product(x, weights, array, 5.0, Conversions(torch.arange(150), "layer")))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_sums_that_do_not_fit_are_left_to_the_loop() -> None:
+    codes = torch.ones(4, 600, dtype=torch.int8)
+    errors = torch.full((4, 600), 127, dtype=torch.int8)
+    assert lay_out(codes, errors, 500, 256) is not None
+    assert lay_out(codes, errors, 500, 512) is None  # 65024 steps of errors
+    assert lay_out(codes, None, 1, 512) is not None
+    assert lay_out(codes, errors, 70_000, 256) is None  # above 2^24
+
+
+@NO_KERNEL
+def test_double_precision_meets_the_same_codes() -> None:
+    x, weights, array = drawn(30, 100, 40, 64, 0.01)
+    single, double = (array_product(y, weights, array, 5.0) for y in (x, x.double()))
+    assert double.dtype == torch.float64
+    assert (single - double).abs().max() <= 1e-6 * double.abs().max()
