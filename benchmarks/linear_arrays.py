@@ -20,7 +20,8 @@ from torch import Tensor
 
 from device_models import load_device
 from device_models.linear_array import LinearArray, full_range
-from hwsim.functional.linear_arrays import ArrayWeights, Conversions, array_product, made_weights, naive_array_product
+from hwsim.functional.conversion_noise import Conversions
+from hwsim.functional.linear_arrays import ArrayWeights, array_product, made_weights, naive_array_product
 
 ROUNDS, LEAST_SECONDS = 9, 0.004
 FLIPS = 1e-3

@@ -19,7 +19,8 @@ from hwsim.functional.bitlinear import (
     ternary_product,
     ternary_weight,
 )
-from hwsim.functional.linear_arrays import ArrayWeights, Conversions, array_product, made_weights, range_slope
+from hwsim.functional.conversion_noise import Conversions
+from hwsim.functional.linear_arrays import ArrayWeights, array_product, made_weights, range_slope
 from hwsim.functional.packing import pack_codes, unpack_codes
 from hwsim.randomness import scattered
 

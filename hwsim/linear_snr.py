@@ -10,7 +10,8 @@ from torch import Tensor
 from device_models.schema import DeviceModel
 from hwsim.effects import EFFECTS, is_configured, only
 from hwsim.functional.bitlinear import activation_codes
-from hwsim.functional.linear_arrays import Conversions, array_product, made_weights, range_of_design
+from hwsim.functional.conversion_noise import Conversions
+from hwsim.functional.linear_arrays import array_product, made_weights, range_of_design
 from hwsim.randomness import generator, seed_of
 from hwsim.snr import EffectSnr, Products, effect_keys
 

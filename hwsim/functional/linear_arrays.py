@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from device_models.linear_array import INPUT_BITS, LinearArray
+from hwsim.functional.conversion_noise import Conversions, PlacedNoise
 from hwsim.functional.native_loop import wants_c
 from hwsim.functional.whole_products import (
     SCRATCH,
@@ -28,7 +29,7 @@ from hwsim.functional.whole_products import (
     whole_product,
 )
 from hwsim.native.bit_serial import CYCLES, BitWeights, bit_serial_product, lay_out
-from hwsim.randomness import POOL, below, combined, keyed, mixed, normal, normal_pool, scattered, seed_of, uniform
+from hwsim.randomness import keyed, normal, seed_of, uniform
 
 LARGEST_ERROR = 127
 """Steps of the grid of gain errors to either side; 6 standard deviations, about 21 steps in one."""
@@ -88,37 +89,6 @@ class ArrayWeights:
         """Return what the errors add to the weights, in their steps, (o, i) int8."""
         assert self.errors is not None
         return self.codes * self.errors
-
-
-@dataclass(frozen=True, eq=False)
-class Conversions:
-    """Keys of the noise of a matrix's converters.
-
-    Attributes:
-        keys: (n,) int64, one of each token: of its sequence and its place in it.
-        name: Names the matrix, so that no two share a draw.
-        scattered: (n,) the keys, scrambled, where another matrix has seen to it.
-    """
-
-    keys: Tensor
-    name: str
-    scattered: Tensor | None = None
-
-    def noise(self, cycles: int, tile: int, outputs: int) -> Tensor:
-        """Return the standard normals of the conversions at one of the arrays, (c, n, o)."""
-        return pool_noise(self.states(1 + tile)[tile], cycles, outputs)
-
-    def states(self, tiles: int) -> Tensor:
-        """Return the states of the tokens' draws at each array, (r, n)."""
-        keys = scattered(self.keys) if self.scattered is None else self.scattered
-        return combined(_states_of_arrays(self.name, tiles, self.keys.device), keys)
-
-
-@functools.lru_cache(maxsize=4096)
-def _states_of_arrays(name: str, tiles: int, device: torch.device) -> Tensor:
-    """Return the states (r, 1) that the noise of a matrix begins with."""
-    starts = [seed_of(0, "linear conversion", name, tile) for tile in range(tiles)]
-    return mixed(torch.tensor(starts, device=device)[:, None])
 
 
 def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) -> ArrayWeights:
@@ -328,52 +298,6 @@ def _add_shifted(
 def _whole_in_float32(array: LinearArray, inputs: int) -> bool:
     """Say whether shifted sums of codes stay whole numbers in float32, whatever their order."""
     return array.highest_code * sum(array.digit_weights) * -(-inputs // array.rows) < 1 << 24
-
-
-def pool_noise(states: Tensor, cycles: int, outputs: int) -> Tensor:
-    """Return standard normals (c, n, o) for n states: for each, successive numbers of a pool from a place of its own.
-
-    Approximation: two states may share numbers, shifted against each other, by a chance of c o / 2^19.
-    """
-    pool = _pool_for(states.device, cycles * outputs)
-    windows = pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1))
-    start = below(states, len(pool) - cycles * outputs + 1)
-    places = start[None] + outputs * torch.arange(cycles, device=states.device)[:, None]
-    return windows.index_select(0, places.flatten()).view(cycles, -1, outputs)
-
-
-@dataclass(frozen=True, eq=False)
-class PlacedNoise:
-    """Where :func:`pool_noise` of several arrays is found, so that it can be cut out for some tokens at a time.
-
-    Attributes:
-        windows: (places, o) views of the pool, one from each place.
-        places: (r, c, n) which of them.
-    """
-
-    windows: Tensor
-    places: Tensor
-
-    @classmethod
-    def of(cls, states: Tensor, cycles: int, outputs: int) -> PlacedNoise:
-        """Place the noise of states (r, n)."""
-        pool = _pool_for(states.device, cycles * outputs)
-        steps = outputs * torch.arange(cycles, device=states.device)[:, None]
-        places = below(states, len(pool) - cycles * outputs + 1)[:, None] + steps
-        return cls(pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1)), places)
-
-    def at(self, tile: int) -> Tensor:
-        """Return standard normals (c n, o) at one of the arrays; on a processor overwritten by the next ones."""
-        places = self.places[tile].flatten()
-        if self.windows.device.type != "cpu":
-            return self.windows.index_select(0, places)
-        out = SCRATCH.take("noise", (len(places), self.windows.shape[1]), torch.float32)
-        return torch.index_select(self.windows, 0, places, out=out)
-
-
-def _pool_for(device: torch.device, numbers: int) -> Tensor:
-    """Return a pool twice as long as the numbers that a token takes from it, at least the common one."""
-    return normal_pool(device) if 2 * numbers <= POOL else normal_pool(device, 1 << (2 * numbers - 1).bit_length())
 
 
 def best_range(sums: Tensor, array: LinearArray, candidates: int = 32) -> float:

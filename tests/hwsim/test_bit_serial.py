@@ -10,10 +10,9 @@ import torch
 from device_models import load_device
 from device_models.linear_array import LinearArray
 from hwsim import attention_kernel, native
+from hwsim.functional.conversion_noise import Conversions, PlacedNoise
 from hwsim.functional.linear_arrays import (
     ArrayWeights,
-    Conversions,
-    PlacedNoise,
     array_product,
     made_weights,
     naive_array_product,

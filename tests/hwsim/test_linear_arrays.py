@@ -15,16 +15,15 @@ from device_models.linear_array import CYCLES, LinearArray, convert
 from device_models.linear_array import input_digits as digits_of
 from hwsim import BitLinear
 from hwsim.functional import linear_arrays
+from hwsim.functional.conversion_noise import Conversions, pool_noise
 from hwsim.functional.linear_arrays import (
     ArrayWeights,
-    Conversions,
     array_product,
     best_range,
     column_sums,
     input_digits,
     made_weights,
     naive_array_product,
-    pool_noise,
     range_slope,
 )
 from hwsim.linear import OnArrays, TokenPlaces
