@@ -188,9 +188,9 @@ def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor
 
 def read_out(
     charge: Tensor, phi_power: tuple[Tensor, Tensor] | None, device: DeviceModel, place: Place, query_index: Tensor,
-    tile: int, kv_heads: int, full_scale: Tensor | None = None,
+    tile: int | slice, kv_heads: int, full_scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Read one physical sub-tile out: ``ADC(clip(A / (s_av range)))`` in units of the saturation.
+    """Read physical sub-tiles out: ``ADC(clip(A / (s_av range)))`` in units of the saturation.
 
     Args:
         charge: [1] (b, h, t, d) second product over its saturation.
@@ -199,7 +199,7 @@ def read_out(
         device: The device.
         place: Chip and keys.
         query_index: (b or 1, t) write index of each query's token.
-        tile: Physical sub-tile along the tokens.
+        tile: Physical sub-tile along the tokens; with a slice, several for one query, which stand at t.
         kv_heads: Arrays.
         full_scale: [1] (h,) range of each head's readout in saturations; None is 1.
 
@@ -208,7 +208,7 @@ def read_out(
     """
     heads, dims = charge.shape[1], charge.shape[3]
     if phi_power is not None:
-        z = place.draw("charge", charge.dtype, dims, *_head_query(charge, query_index), _number(tile, charge))
+        z = place.draw("charge", charge.dtype, dims, *_head_query(charge, query_index), _numbers(tile, charge))
         charge = charge + charge_noise(phi_power, device)[..., None] * z
     scale = None if full_scale is None else full_scale.view(1, -1, 1, 1).to(charge.dtype)
     x = charge if scale is None else charge / scale
@@ -218,8 +218,9 @@ def read_out(
     def column(what: str) -> Tensor:
         tiles = device.subtiles
         assert place.die is not None
-        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)[:, tile % tiles]
-        return z.to(charge.dtype).repeat_interleave(group, 0)[None, :, None]
+        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)
+        z = z[:, tile] if isinstance(tile, slice) else z[:, tile % tiles, None]
+        return z.to(charge.dtype).repeat_interleave(group, 0)[None]
 
     step = readout_step(readout)
     if step is not None and place.die is not None and readout.gain_sigma:
@@ -233,7 +234,7 @@ def read_out(
             if place.die is not None and readout.offset_sigma:
                 u = u + readout.offset_sigma * column("readout offset")
             if place.keys is not None and readout.noise:
-                z = place.draw("readout", charge.dtype, dims, *_head_query(charge, query_index), _number(tile, charge))
+                z = place.draw("readout", charge.dtype, dims, *_head_query(charge, query_index), _numbers(tile, charge))
                 u = u + readout.noise * z
             if place.die is not None and (readout.inl or readout.dnl):
                 u = _with_code_errors(u.clamp(-1.0 / step, 1.0 / step), device, place.die, tile, kv_heads)
@@ -254,12 +255,20 @@ def has_read_noise(device: DeviceModel, place: Place) -> bool:
     return place.keys is not None and bool(device.noise.white or device.noise.flicker)
 
 
-def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_heads: int) -> Tensor:
+def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int | slice, kv_heads: int) -> Tensor:
     """Add to (b, h, t, d) values in LSB the static error of their column at the nearest code."""
     heads, dims = u.shape[1], u.shape[3]
-    errors = readout_errors(device, die, tile, kv_heads, dims, u.dtype, u.device)
-    codes = errors.shape[-1]
-    table = errors.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*u.shape, codes)
+
+    def errors(one: int) -> Tensor:
+        return readout_errors(device, die, one, kv_heads, dims, u.dtype, u.device)
+
+    if isinstance(tile, slice):
+        key = ("readout errors of all", kv_heads, dims, u.dtype, u.device)
+        made = die.once(key, lambda: torch.stack([errors(one) for one in range(device.subtiles)], 1))[:, tile]
+    else:
+        made = errors(tile)[:, None]
+    codes = made.shape[-1]
+    table = made.repeat_interleave(heads // kv_heads, 0)[None].expand(*u.shape, codes)
     nearest = u.round().long() + codes // 2
     return u + table.gather(-1, nearest[..., None])[..., 0]
 
@@ -297,5 +306,8 @@ def _head_query(like: Tensor, query_index: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(like.shape[1], device=like.device).view(1, -1, 1), query_index[:, None]
 
 
-def _number(number: int, like: Tensor) -> Tensor:
-    return torch.tensor(number, device=like.device).view(1, 1, 1)
+def _numbers(tile: int | slice, like: Tensor) -> Tensor:
+    """Return the numbers of the sub-tiles that stand at t in (b, h, t, d)."""
+    if isinstance(tile, slice):
+        return torch.arange(like.shape[2], device=like.device)
+    return torch.tensor(tile, device=like.device).view(1, 1, 1)

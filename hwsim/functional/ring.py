@@ -77,13 +77,36 @@ class RingBuffer:
         self.arrays = {name: _Ring(self, name) for name in ARRAYS}
 
     @torch.no_grad()
-    def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def write(self, key: Tensor, value: Tensor, first: int | None = None) -> None:
+        """Write consecutive tokens that no query reads yet; of more than a window, the last ones.
+
+        Args:
+            key: [V] (b, g, n, d) before its converter.
+            value: [V] as ``key``.
+            first: Write index of the first one; default is the one behind the last token. With another, the tokens
+                must fill all slots but those that :meth:`step` and :meth:`write` fill before the next read.
+        """
+        end = (self.tokens if first is None else first) + key.shape[2]
+        levels = to_levels(torch.stack((key, value))[..., -self.window :, :], self.device)
+        at = begin = end - levels.shape[3]
+        while at < end:  # up to the last slot, and from the first one on
+            slot = at % self.window
+            stop = min(end, at + self.window - slot)
+            written = torch.arange(at, stop, device=self.index.device)[None]
+            for name, x in zip(ARRAYS, levels[..., at - begin : stop - begin, :].unbind(), strict=True):
+                self.arrays[name].write(x, written, slot)
+            at = stop
+        self.tokens = end
+
+    @torch.no_grad()
+    def step(self, query: Tensor, key: Tensor, value: Tensor, *, full_scale: Tensor | None = None) -> Tensor:
         """Write a token and let its query read.
 
         Args:
             query: [1] (b, h, 1, d) before its converter.
             key: [V] (b, g, 1, d) before its converter.
             value: [V] as ``key``.
+            full_scale: [1] (h,) range of the readout in saturations, where the device does not fix it; None is 1.
 
         Returns:
             (b, h, 1, d) before the output scaler.
@@ -105,14 +128,15 @@ class RingBuffer:
             phi = scores_to_pulses(wide, pulses, live, device, self.place, written, self.index, self.kv_heads)
             phi = phi.reshape(scores.shape)
         charge = self.arrays["value"].product(phi, slot, first=False)
-        return self._read_out(charge, phi, written)
+        return self._read_out(charge, phi, written, full_scale)
 
     @cached_property
     def plain(self) -> bool:
         """Whether nothing but a clip stands between the products, and nothing but rounding behind them."""
-        return self.place.die is None and self.place.keys is None and self.device.readout_qk.bits is None
+        nothing = self.place.die is None and self.place.keys is None and self.device.readout_qk.bits is None
+        return nothing and self.device.readout.range == "fixed"
 
-    def _read_out(self, charge: Tensor, phi: Tensor, written: Tensor) -> Tensor:
+    def _read_out(self, charge: Tensor, phi: Tensor, written: Tensor, full_scale: Tensor | None) -> Tensor:
         """Read out (b g, group, sub-tiles, d) charges and add them up."""
         device, step = self.device, readout_step(self.device.readout)
         shape = (self.batch, self.heads, 1, self.head_dim)
@@ -121,15 +145,15 @@ class RingBuffer:
                 return charge.clamp_(-1.0, 1.0).sum(2).view(shape)
             top = highest_code(device.readout)  # charges are in steps here
             return charge.round_().clamp_(-top, top).sum(2).mul_(step).view(shape)
-        tiles = -(-min(self.tokens, self.window) // self.slots)
-        by_tile = phi.unflatten(-1, (-1, self.slots)).view(self.batch, self.heads, 1, -1, self.slots)
-        noisy, out = has_read_noise(device, self.place), charge.new_zeros(shape)
-        for tile in range(tiles):
-            p = by_tile[..., tile, :]
-            power = (p.sum(-1), p.square().sum(-1)) if noisy else None
-            x = charge[:, :, tile].reshape(shape)
-            out += read_out(x, power, device, self.place, written, tile, self.kv_heads)
-        return out
+        tiles = slice(-(-min(self.tokens, self.window) // self.slots))
+        power = None
+        if has_read_noise(device, self.place):
+            p = phi.unflatten(-1, (-1, self.slots))[:, :, tiles]
+            of_heads = (self.batch, self.heads, -1)
+            power = (p.sum(-1).reshape(of_heads), p.square().sum(-1).reshape(of_heads))
+        x = charge[:, :, tiles].reshape(self.batch, self.heads, -1, self.head_dim)
+        read = read_out(x, power, device, self.place, written, tiles, self.kv_heads, full_scale)
+        return read.sum(2, keepdim=True)
 
 
 class _Ring:
@@ -179,20 +203,21 @@ class _Ring:
         return table[start : start + min(self.ring.tokens, self.ring.window)]
 
     def write(self, levels: Tensor, written: Tensor, slot: int) -> None:
-        """Put the levels [V] of a token (b, g, 1, d), with its write index (1, 1), into a slot."""
-        cells = self.cells.at(slice(slot, slot + 1))
+        """Put the levels [V] of tokens (b, g, n, d), with their write indices (1, n), into slots from one on."""
+        slots = slice(slot, slot + levels.shape[2])
+        cells = self.cells.at(slots)
         epochs = voltages_after_writes(levels, cells, self.ring.tables, self.ring.place, self.name, written)
         if self.proportional:
-            excursions = [voltage[:, :, 0] - self.level for voltage in epochs]
+            excursions = [voltage - self.level for voltage in epochs]
             for kept, (epoch, n) in zip(self.states, self.which, strict=True):
                 y, c = excursions[epoch], self.coefficients[n]
                 image = y**n if n > 1 else y if n else torch.ones_like(y)
                 if isinstance(c, Tensor):
-                    image = image * c[:, slot if c.shape[1] > 1 else 0]
-                kept[:, slot] = image.view(-1, image.shape[-1])
+                    image = image * (c[:, slots] if c.shape[1] > 1 else c)
+                kept[:, slots] = image.flatten(0, 1)
         else:
             for kept, fresh in zip(self.voltages, epochs, strict=True):
-                kept[:, :, slot] = fresh[:, :, 0]
+                kept[:, :, slots] = fresh
 
     def product(self, x: Tensor, slot: int, *, first: bool) -> Tensor:
         """Multiply pulses by currents over the saturation, with the token in ``slot`` written last.

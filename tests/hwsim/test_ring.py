@@ -7,8 +7,11 @@ import torch
 
 from device_models import load_device
 from hwsim import Die, gain_cell_attention
+from hwsim.functional.attention_tiled import attend
+from hwsim.functional.layout import causal_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.ring import RingBuffer
+from hwsim.functional.tables import AttentionTables
 from tests import tolerances
 from tests.hwsim.comparison import EVERY_EFFECT, NO_REFRESH, PERIOD, every_effect, inputs
 
@@ -47,6 +50,44 @@ def test_steps_are_the_sequence(
     found = torch.cat(steps, 2)
     assert ring.tokens == tokens and expected.abs().max() > 0.05
     assert (found - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
+
+
+@pytest.mark.parametrize("more", [{}, SPREADLESS, EVERY_EFFECT], ids=str)
+@pytest.mark.parametrize("before", [3, 30, 55])
+def test_tokens_are_written_without_being_read(before: int, more: dict[str, object]) -> None:
+    """One write of several, past the end of the ring and of more than it holds, is as many steps."""
+    device = load_device("gaincell_28nm", {"window.tokens": 24, "tile.slots": 8, **more})
+    tensors, place = inputs(2, 4, 2, 60, 16), Place(Die(3, device), sequence_keys(5, 2, torch.device("cpu")))
+    rings = [RingBuffer(device, 2, 4, 2, 16, token_period_s=PERIOD, place=place, dtype=torch.float64) for _ in range(3)]
+
+    def steps(ring: RingBuffer, start: int, stop: int) -> torch.Tensor:
+        return torch.cat([ring.step(*(x[:, :, t : t + 1] for x in tensors)) for t in range(start, stop)], 2)
+
+    expected = steps(rings[0], 0, 60)[:, :, before:]
+    steps(rings[1], 0, 2)
+    rings[1].write(*(x[:, :, 2:before] for x in tensors[1:]))
+    known = max(0, before - 23)
+    rings[2].write(*(x[:, :, known:before] for x in tensors[1:]), first=known)
+    for ring in rings[1:]:
+        assert ring.tokens == before
+        found = steps(ring, before, 60)
+        assert (found - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
+
+
+@pytest.mark.parametrize("chip", [True, False])
+def test_range_of_the_readout_scales_each_head(chip: bool) -> None:
+    device = load_device("gaincell_28nm", {
+        "window.tokens": 24, "tile.slots": 8, "readout.range": "learned", "readout.circuit": "sar", **SPREADLESS,
+    })  # fmt: skip
+    tensors, scale = inputs(1, 4, 2, 50, 16), torch.linspace(0.1, 0.4, 4, dtype=torch.float64)
+    place = Place(Die(3, device), sequence_keys(5, 1, torch.device("cpu"))) if chip else Place()
+    tables = AttentionTables(causal_layout(50, device), device, PERIOD, torch.float64)
+    expected = attend(*tensors, device, tables, place, full_scale=scale)
+    ring = RingBuffer(device, 1, 4, 2, 16, token_period_s=PERIOD, place=place, dtype=torch.float64)
+    found = [ring.step(*(x[:, :, t : t + 1] for x in tensors), full_scale=scale) for t in range(50)]
+    assert (torch.cat(found, 2) - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
+    plain = attend(*tensors, device, tables, place)
+    assert (plain - expected).abs().max() > 0.05 * expected.abs().max()
 
 
 def test_what_a_ring_cannot_hold_is_refused() -> None:
