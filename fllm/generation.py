@@ -16,7 +16,6 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from device_models import DeviceModel, InputError
 from fllm.config import RunConfig, threads_of
@@ -25,7 +24,7 @@ from fllm.model.adapters import attach_adapter
 from fllm.model.base import load_model
 from fllm.model.identity import adapter_folder
 from fllm.preparation import device_of, evaluation_die, sample_notes, start_from, token_period_of
-from hwsim import Cost, EventCounts, count_events, emulate, gain_cell_layers, noise_key, price
+from hwsim import Cost, EventCounts, count_events, emulate, noise_key, price, ring_cache
 from hwsim.randomness import generator, seed_of
 
 
@@ -154,12 +153,6 @@ class Writing:
         phase.simulated_s += time.perf_counter() - began
         logits: Tensor = out.logits[0, -1]
         return logits
-
-
-def ring_cache(model: nn.Module) -> Cache:
-    """Return a cache of keys and values that keeps the window of the model's device and counts on beyond it."""
-    windows = [max(layer.device.window.tokens, 2) for layer in gain_cell_layers(model)]  # of 1, it would keep all
-    return Cache(layers=[DynamicSlidingWindowLayer(window) for window in windows])
 
 
 def tokens_of(prompt: str, tokenizer: PreTrainedTokenizerBase, model: nn.Module, where: str) -> list[int]:
