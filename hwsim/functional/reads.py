@@ -6,7 +6,7 @@ that share an array share its circuits, and read it one after another, each with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,6 +62,34 @@ class Place:
         """Return rows of standard normals (..., width), one for each place; arguments as :meth:`places`."""
         places = self.places(what, width, *indices)
         return pool_rows(places.flatten(), width).view(*places.shape, width).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPlace(Place):
+    """The same where one token comes after another: its keys are hashed for many tokens at once.
+
+    A token has few draws of each effect; hashing their keys one token at a time would cost more than all else.
+    """
+
+    _ahead: dict[tuple[object, ...], tuple[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def places(self, what: str, width: int, *indices: Tensor) -> Tensor:
+        """Return the same; the second index is that of the query or of the token written."""
+        head, token, *more = indices
+        if token.numel() > 1:
+            return super().places(what, width, *indices)
+        first, at = divmod(int(token), TOKENS_AHEAD)
+        key = (what, width, *(index.shape for index in indices))
+        known = self._ahead.get(key)
+        if known is None or known[0] != first:
+            tokens = torch.arange(TOKENS_AHEAD, device=token.device) + first * TOKENS_AHEAD
+            all_of_them = super().places(what, width, head[..., None], tokens, *(index[..., None] for index in more))
+            known = self._ahead[key] = (first, all_of_them.movedim(-1, 0).contiguous())
+        return known[1][at]
+
+
+TOKENS_AHEAD = 64
+"""Tokens whose keys are hashed at once."""
 
 
 def sequence_keys(read_key: int | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
@@ -133,7 +161,7 @@ def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: 
 
 def scores_to_pulses(
     scores: Tensor, pulses: Tensor, read: Tensor, device: DeviceModel, place: Place, query_index: Tensor,
-    slots: Tensor, kv_heads: int,
+    slots: Tensor | None, kv_heads: int,
 ) -> Tensor:  # fmt: skip
     """Return the pulses [1] of the charge-to-pulse stage: ``clip(S / s_qk + offset + noise, 0, 1)`` and jitter.
 
@@ -144,7 +172,7 @@ def scores_to_pulses(
         device: The device.
         place: Chip and keys.
         query_index: (b or 1, t) write index of each query's token.
-        slots: (c,) physical slots.
+        slots: (c,) physical slots; None is all of them, in order.
         kv_heads: Arrays.
 
     Returns:
@@ -157,7 +185,7 @@ def scores_to_pulses(
 
 
 def noisy_scores(
-    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor,
+    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor | None,
     kv_heads: int, what: str = "score",
 ) -> Tensor:  # fmt: skip
     """Add the column offsets and the noise of bit line and comparator to scores over their saturation.
@@ -167,7 +195,8 @@ def noisy_scores(
     """
     heads = scores.shape[1]
     if place.die is not None and (sigma := device.variability.phi_offset_sigma):
-        offset = place.die.columns("phi", kv_heads, slots).to(scores.dtype) * sigma
+        some = torch.arange(scores.shape[3], device=scores.device) if slots is None else slots
+        offset = place.die.columns("phi", kv_heads, some).to(scores.dtype) * sigma
         scores = scores + offset.repeat_interleave(heads // kv_heads, 0)[None, :, None]
     noise = device.noise
     if place.keys is not None and (noise.white or noise.flicker or noise.comparator):
@@ -177,7 +206,7 @@ def noisy_scores(
     return scores
 
 
-def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor) -> Tensor:
+def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor | None) -> Tensor:
     """Add the jitter of the pulses between the products; a pulse drives all dimensions of its slot."""
     jitter = pulse_jitter(device, device.cost.time_av)
     if place.keys is None or not jitter:
@@ -289,10 +318,14 @@ def readout_errors(
 
 
 def _by_slot(
-    what: str, like: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor
+    what: str, like: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor | None
 ) -> Tensor:  # fmt: skip
     """Return standard normals (b, h, t, c): one row of the pool for each query and sub-tile, cut at the slots."""
     width = device.tile.slots
+    if slots is None:
+        head, query = _head_query(like, query_index)
+        tiles = torch.arange(like.shape[3] // width, device=like.device)
+        return place.draw(what, like.dtype, width, head[..., None], query[..., None], tiles).flatten(-2)
     tiles, position = slots // width, slots % width
     first = tiles.min()
     some = torch.arange(int(tiles.max() - first) + 1, device=like.device) + first

@@ -29,6 +29,7 @@ from hwsim.functional.cells import (
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import (
     Place,
+    TokenPlace,
     has_read_noise,
     input_pulses,
     read_out,
@@ -66,7 +67,9 @@ class RingBuffer:
             raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads evenly")
         if device.activation.kind == "softmax" or device.tile.assignment != "ring":
             raise ValueError(f"{device.name}: a ring buffer needs a hard sigmoid and sub-tiles of physical slots")
-        self.device, self.place, self.tokens = device, place or Place(), 0
+        place = place or Place()
+        self.device, self.tokens = device, 0
+        self.place = TokenPlace(place.die, place.keys, place.layer)
         self.batch, self.heads, self.kv_heads, self.head_dim, self.dtype = batch, heads, kv_heads, head_dim, dtype
         self.window, self.slots = device.window.tokens, device.tile.slots
         layout = stretch_layout(Stretch(1, self.window), device, where)
@@ -125,7 +128,7 @@ class RingBuffer:
         else:
             wide = scores.view(self.batch, self.heads, 1, self.padded)
             live = (self.index < min(self.tokens, self.window)).to(self.dtype).view(1, 1, -1)
-            phi = scores_to_pulses(wide, pulses, live, device, self.place, written, self.index, self.kv_heads)
+            phi = scores_to_pulses(wide, pulses, live, device, self.place, written, None, self.kv_heads)
             phi = phi.reshape(scores.shape)
         charge = self.arrays["value"].product(phi, slot, first=False)
         return self._read_out(charge, phi, written, full_scale)
