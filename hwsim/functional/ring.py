@@ -17,7 +17,7 @@ from torch import Tensor
 from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array
-from hwsim.functional.arrays import CellArray, voltages_after_writes
+from hwsim.functional.arrays import CellArray, decay_time, interpolable, voltages_after_writes
 from hwsim.functional.cells import (
     CellDeviations,
     cell_current,
@@ -26,6 +26,7 @@ from hwsim.functional.cells import (
     relaxed_voltage,
     to_levels,
 )
+from hwsim.functional.fading_cells import FadingCells
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import (
     Place,
@@ -160,7 +161,7 @@ class RingBuffer:
 
 
 class _Ring:
-    """One array: images of its cells where one factor fades them all, else their voltages."""
+    """One array: images of its cells where one factor fades them all, else their excursions or voltages."""
 
     def __init__(self, ring: RingBuffer, name: Array) -> None:
         self.ring, self.name, device = ring, name, ring.device
@@ -173,6 +174,7 @@ class _Ring:
         step = readout_step(device.readout)
         unit = 1.0 / step if ring.plain and step is not None and name == "value" else 1.0
         self.proportional, self.saturation = array.proportional, array.saturation
+        self.fading: FadingCells | None = None
         if self.proportional:
             made = array.powers(surrogate=False)
             self.which = made.which
@@ -184,9 +186,14 @@ class _Ring:
             self.weights = [self._twice(ring.tables.by_age(e, first=first)[n] * (c * unit)) for (e, n), c in scaled]
             always = torch.stack([ring.tables.by_age(e, first=name == "key")[0] for e in range(ring.tables.epochs)])
             self.constant = self._twice(always.sum(0) * (made.constant * unit)) if made.constant else None
+            return
+        self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
+        if interpolable(device, self.cells, ring.tables.epochs):  # one exponential for each cell
+            assert self.cells.slowness is not None
+            rates = ring.tables.period / decay_time(device) / self.cells.slowness
+            self.fading = FadingCells(array.coefficients(self.cells, surrogate=False), rates, shape)
         else:
             self.voltages = [probe.new_full(shape, device.storage.v_zero) for _ in range(ring.tables.epochs)]
-            self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
 
     def _deviations(self) -> CellDeviations:
         ring = self.ring
@@ -218,6 +225,8 @@ class _Ring:
                 if isinstance(c, Tensor):
                     image = image * (c[:, slots] if c.shape[1] > 1 else c)
                 kept[:, slots] = image.flatten(0, 1)
+        elif self.fading is not None:
+            self.fading.excursions[:, :, slots] = epochs[0] - self.level
         else:
             for kept, fresh in zip(self.voltages, epochs, strict=True):
                 kept[:, :, slots] = fresh
@@ -255,6 +264,8 @@ class _Ring:
     def _currents(self, slot: int) -> Tensor:
         """Return the currents of all cells at their age, (b g, M, d), zero where nothing was written."""
         ring, device, held = self.ring, self.ring.device, min(self.ring.tokens, self.ring.window)
+        if self.fading is not None:
+            return self.fading.currents(self._at(self.age, slot)).flatten(0, 1)
         epoch, rest = ring.tables.epoch_and_rest(self._at(self.age, slot))
         cells = self.cells.at(slice(held))
         out = self.voltages[0].new_zeros(self.voltages[0].shape)

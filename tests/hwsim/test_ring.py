@@ -58,7 +58,7 @@ def test_tokens_are_written_without_being_read(before: int, more: dict[str, obje
     """One write of several, past the end of the ring and of more than it holds, is as many steps."""
     device = load_device("gaincell_28nm", {"window.tokens": 24, "tile.slots": 8, **more})
     tensors, place = inputs(2, 4, 2, 60, 16), Place(Die(3, device), sequence_keys(5, 2, torch.device("cpu")))
-    rings = [RingBuffer(device, 2, 4, 2, 16, token_period_s=PERIOD, place=place, dtype=torch.float64) for _ in range(3)]
+    rings = [RingBuffer(device, 2, 4, 2, 16, token_period_s=PERIOD, place=place, dtype=torch.float64) for _ in range(4)]
 
     def steps(ring: RingBuffer, start: int, stop: int) -> torch.Tensor:
         return torch.cat([ring.step(*(x[:, :, t : t + 1] for x in tensors)) for t in range(start, stop)], 2)
@@ -68,6 +68,8 @@ def test_tokens_are_written_without_being_read(before: int, more: dict[str, obje
     rings[1].write(*(x[:, :, 2:before] for x in tensors[1:]))
     known = max(0, before - 23)
     rings[2].write(*(x[:, :, known:before] for x in tensors[1:]), first=known)
+    steps(rings[3], 0, 60)  # another text before it leaves nothing
+    rings[3].write(*(x[:, :, known:before] for x in tensors[1:]), first=known)
     for ring in rings[1:]:
         assert ring.tokens == before
         found = steps(ring, before, 60)
