@@ -6,6 +6,7 @@ that share an array share its circuits, and read it one after another, each with
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -121,7 +122,7 @@ def write_deviates(
     """
     if place.keys is None or not write_is_noisy(device):
         return None
-    head = torch.arange(like.shape[1], device=like.device).view(1, -1, 1)
+    head = _counted(like.shape[1], like.device).view(1, -1, 1)
     return place.draw(f"write {what} {epoch}", like.dtype, like.shape[3], head, written[:, None])
 
 
@@ -150,7 +151,7 @@ def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: 
 
         table = die.once(("input", kv_heads, dims, query.dtype, query.device), errors)
         code = (pulses.detach() / step).round().long()
-        table = table.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*code.shape, levels)
+        table = _per_head(table, heads)[None, :, None].expand(*code.shape, levels)
         pulses = pulses + table.gather(-1, code[..., None])[..., 0]
     jitter = pulse_jitter(device, device.cost.time_qk)
     if place.keys is not None and jitter:
@@ -195,9 +196,14 @@ def noisy_scores(
     """
     heads = scores.shape[1]
     if place.die is not None and (sigma := device.variability.phi_offset_sigma):
-        some = torch.arange(scores.shape[3], device=scores.device) if slots is None else slots
-        offset = place.die.columns("phi", kv_heads, some).to(scores.dtype) * sigma
-        scores = scores + offset.repeat_interleave(heads // kv_heads, 0)[None, :, None]
+        die, some = place.die, _counted(scores.shape[3], scores.device) if slots is None else slots
+
+        def offsets() -> Tensor:
+            return die.columns("phi", kv_heads, some).to(scores.dtype) * sigma
+
+        key = ("phi offsets of all", kv_heads, some.numel(), scores.dtype, scores.device)
+        offset = die.once(key, offsets) if slots is None else offsets()
+        scores = scores + _per_head(offset, heads)[None, :, None]
     noise = device.noise
     if place.keys is not None and (noise.white or noise.flicker or noise.comparator):
         line = read_noise_sigma(pulses, device) / device.saturation.qk
@@ -242,14 +248,13 @@ def read_out(
     scale = None if full_scale is None else full_scale.view(1, -1, 1, 1).to(charge.dtype)
     x = charge if scale is None else charge / scale
     readout = device.readout
-    group = heads // kv_heads
 
     def column(what: str) -> Tensor:
         tiles = device.subtiles
         assert place.die is not None
         z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)
         z = z[:, tile] if isinstance(tile, slice) else z[:, tile % tiles, None]
-        return z.to(charge.dtype).repeat_interleave(group, 0)[None]
+        return _per_head(z.to(charge.dtype), heads)[None]
 
     step = readout_step(readout)
     if step is not None and place.die is not None and readout.gain_sigma:
@@ -297,7 +302,7 @@ def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int | slic
     else:
         made = errors(tile)[:, None]
     codes = made.shape[-1]
-    table = made.repeat_interleave(heads // kv_heads, 0)[None].expand(*u.shape, codes)
+    table = _per_head(made, heads)[None].expand(*u.shape, codes)
     nearest = u.round().long() + codes // 2
     return u + table.gather(-1, nearest[..., None])[..., 0]
 
@@ -324,7 +329,7 @@ def _by_slot(
     width = device.tile.slots
     if slots is None:
         head, query = _head_query(like, query_index)
-        tiles = torch.arange(like.shape[3] // width, device=like.device)
+        tiles = _counted(like.shape[3] // width, like.device)
         return place.draw(what, like.dtype, width, head[..., None], query[..., None], tiles).flatten(-2)
     tiles, position = slots // width, slots % width
     first = tiles.min()
@@ -336,11 +341,23 @@ def _by_slot(
 
 def _head_query(like: Tensor, query_index: Tensor) -> tuple[Tensor, Tensor]:
     """Return head and query indices that broadcast against (b, h, t)."""
-    return torch.arange(like.shape[1], device=like.device).view(1, -1, 1), query_index[:, None]
+    return _counted(like.shape[1], like.device).view(1, -1, 1), query_index[:, None]
 
 
 def _numbers(tile: int | slice, like: Tensor) -> Tensor:
     """Return the numbers of the sub-tiles that stand at t in (b, h, t, d)."""
     if isinstance(tile, slice):
-        return torch.arange(like.shape[2], device=like.device)
+        return _counted(like.shape[2], like.device)
     return torch.tensor(tile, device=like.device).view(1, 1, 1)
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """Repeat (kv_heads, ...) for the query heads that share an array."""
+    return x if x.shape[0] == heads else x.repeat_interleave(heads // x.shape[0], 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(number: int, where: torch.device) -> Tensor:
+    """Return 0, 1, .. ``number - 1``, to be read alone: a token asks for it a dozen times in each layer."""
+    with torch.inference_mode(False):
+        return torch.arange(number, device=where)
