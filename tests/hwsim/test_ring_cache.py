@@ -223,10 +223,11 @@ def test_cells_of_another_life_are_not_read(change: str, served: list[int]) -> N
         key: Any = {"noise": KEYS + 1, "no noise": None}.get(change, KEYS)
         if change == "die":
             emulate(model, device, die_seed=Die(9, device), token_period=PERIOD)
-        elif change == "device":
-            emulate(model, full_device(**{"readout.bits": 3}), token_period=PERIOD)
-        elif change == "period":
-            emulate(model, device, token_period=2 * PERIOD)
+        for cells in gain_cell_layers(model):  # alone: emulate would bring another die as well
+            if change == "device":
+                cells.put_on(full_device(**{"readout.bits": 3}))
+            elif change == "period":
+                cells.token_period_s = 2 * PERIOD
         with noise_key(key):
             found.append(fed(model, ids[:, 20:], (1,) * (TOKENS - 20), cache))
     assert apart(*found) <= tolerances.PATHS and len(served) == 2 * (17 + TOKENS - 20)
