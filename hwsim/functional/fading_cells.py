@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class FadingCells:
-    """The cells of one array, at whole ages: ``I = sum_n c'_n (y exp(-age r))^n`` with the excursion y at the write.
+    """The cells of one array, at whole ages: ``I = totaln c'_n (y exp(-age r))^n`` with the excursion y at the write.
 
     Twin of ``cell_current(relaxed_voltage(..))``, in memory that is used again: fresh memory costs as much as the
     arithmetic.
@@ -37,13 +37,15 @@ class FadingCells:
 
         factors = torch.mul(some(self.paces), ages[:, None].to(self.paces.dtype), out=some(self._factors)).exp_()
         y = torch.mul(some(self.excursions), factors, out=some(self._faded))
-        out = some(self._currents)
-        highest = self.coefficients[-1]
-        out.copy_(some(highest)) if isinstance(highest, Tensor) else out.fill_(highest)
+        out, total = some(self._currents), self.coefficients[-1]
+        if len(self.coefficients) == 1:
+            out.copy_(some(total)) if isinstance(total, Tensor) else out.fill_(total)
         for c in reversed(self.coefficients[:-1]):
-            if isinstance(c, Tensor):
-                torch.addcmul(some(c), out, y, out=out)
+            if isinstance(c, Tensor) and isinstance(total, Tensor):
+                torch.addcmul(some(c), some(total), y, out=out)
             else:
-                out.mul_(y).add_(c)
+                torch.mul(y, some(total) if isinstance(total, Tensor) else total, out=out)
+                out.add_(some(c) if isinstance(c, Tensor) else c)
+            total = out
         self._currents[..., held:, :] = 0.0
         return self._currents

@@ -16,6 +16,10 @@ from tests import tolerances
 from tests.hwsim.comparison import EVERY_EFFECT, NO_REFRESH, PERIOD, every_effect, inputs
 
 SPREADLESS = {"retention.tau_sigma_ln": 0.0}
+LINEAR = {"cell.law": "linear", "cell.coefficients": ["19.3 uA/V"]}
+ALIKE_BUT_FOR_TIME = {
+    "variability.gain_sigma": 0.0, "variability.offset_sigma": "0 V", "wire.resistance": "0 ohm",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("chip", ["design", "die", "noise"])
@@ -30,6 +34,10 @@ SPREADLESS = {"retention.tau_sigma_ln": 0.0}
         ((1, 1, 1, 5, 8), 16, 8, {"retention.kind": "none"}),
         ((1, 1, 1, 30, 8), 1, 1, SPREADLESS),
         ((1, 2, 1, 60, 16), 24, 8, EVERY_EFFECT),
+        ((2, 2, 1, 40, 8), 16, 8, LINEAR),
+        ((2, 2, 1, 40, 8), 16, 8, ALIKE_BUT_FOR_TIME),
+        ((2, 2, 1, 40, 8), 16, 8, {**LINEAR, **ALIKE_BUT_FOR_TIME}),
+        ((1, 2, 1, 40, 8), 16, 8, {"retention.kind": "stretched", "retention.beta": 0.7}),
     ],
     ids=str,
 )
