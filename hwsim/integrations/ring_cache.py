@@ -142,7 +142,7 @@ class RingLayer(DynamicSlidingWindowLayer):
                 expected=f"at most {self.sliding_window}", received=device.window.tokens,
                 remedy="make a new one with hwsim.ring_cache(model) once the model is on this device",
             )  # fmt: skip
-        if stretch is None or stretch.queries > 1 or stretch.first_query + 1 != self.cumulative_length:
+        if stretch is None or stretch.first_query + 1 != self.cumulative_length:  # not one token behind all others
             return None
         if device.activation.kind == "softmax" or device.tile.assignment != "ring" or cells.watch is not None:
             return None
