@@ -8,6 +8,7 @@ import torch
 from device_models import load_device
 from hwsim import Die, gain_cell_attention
 from hwsim.functional.attention_tiled import attend
+from hwsim.functional.fading_cells import FadingCells
 from hwsim.functional.layout import causal_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.ring import RingBuffer
@@ -98,6 +99,28 @@ def test_range_of_the_readout_scales_each_head(chip: bool) -> None:
     assert (torch.cat(found, 2) - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
     plain = attend(*tensors, device, tables, place)
     assert (plain - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("which", ["numbers", "cells", "mixed", "constant"])
+def test_fading_cells_are_their_equation(which: str) -> None:
+    """Also with fewer slots than before, of which nothing is left."""
+    rng = torch.Generator().manual_seed(1)
+    rates, *of_cells = torch.rand(5, 2, 6, 3, generator=rng, dtype=torch.float64)
+    laws: dict[str, list[torch.Tensor | float]] = {
+        "numbers": [0.5, 1.5, 0.0, -2.0], "cells": list(of_cells), "mixed": [0.0, of_cells[1][:, :1], 0.3, of_cells[3]],
+        "constant": [0.7, 0.0, 0.0, 0.0],
+    }  # fmt: skip
+    cells = FadingCells(laws[which], rates, (4, 2, 8, 3))
+    y = torch.rand(4, 2, 6, 3, generator=rng, dtype=torch.float64) - 0.5
+    cells.excursions[:, :, :6] = y
+    for held in (6, 4):
+        ages = torch.arange(held).flip(0)
+        d = torch.exp(-rates[:, :held] * ages[:, None])
+        expected = sum((c if isinstance(c, float) else c[:, :held]) * (y[:, :, :held] * d) ** n
+                       for n, c in enumerate(laws[which]))  # fmt: skip
+        found = cells.currents(ages)
+        torch.testing.assert_close(found[:, :, :held], torch.as_tensor(expected), rtol=tolerances.FLOAT64, atol=1e-15)
+        assert not found[:, :, held:].any()
 
 
 def test_what_a_ring_cannot_hold_is_refused() -> None:
