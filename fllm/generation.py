@@ -1,8 +1,9 @@
 """Text from an emulated device, one token after another, as its ring buffer of keys and values would write it.
 
 The prompt is one forward pass (prefill), each further token is one more (decode). The cache keeps as many tokens as the
-device's window, so that time and memory of a token stay the same however long the text grows; positions and ring slots
-go on counting. All passes share one noise key: a cell that was written once keeps its deviation.
+device's window, and their cells as they were written, so that time and memory of a token stay the same however long the
+text grows; positions and ring slots go on counting. All passes share one noise key: a cell that was written once keeps
+its deviation.
 """
 
 from __future__ import annotations
