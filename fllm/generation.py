@@ -1,8 +1,9 @@
 """Text from an emulated device, one token after another, as its ring buffer of keys and values would write it.
 
 The prompt is one forward pass (prefill), each further token is one more (decode). The cache keeps as many tokens as the
-device's window, so that time and memory of a token stay the same however long the text grows; positions and ring slots
-go on counting. All passes share one noise key: a cell that was written once keeps its deviation.
+device's window, and their cells as they were written, so that time and memory of a token stay the same however long the
+text grows; positions and ring slots go on counting. All passes share one noise key: a cell that was written once keeps
+its deviation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from device_models import DeviceModel, InputError
 from fllm.config import RunConfig, threads_of
@@ -25,7 +25,7 @@ from fllm.model.adapters import attach_adapter
 from fllm.model.base import load_model
 from fllm.model.identity import adapter_folder
 from fllm.preparation import device_of, evaluation_die, sample_notes, start_from, token_period_of
-from hwsim import Cost, EventCounts, count_events, emulate, gain_cell_layers, noise_key, price
+from hwsim import Cost, EventCounts, count_events, emulate, noise_key, price, ring_cache
 from hwsim.randomness import generator, seed_of
 
 
@@ -154,12 +154,6 @@ class Writing:
         phase.simulated_s += time.perf_counter() - began
         logits: Tensor = out.logits[0, -1]
         return logits
-
-
-def ring_cache(model: nn.Module) -> Cache:
-    """Return a cache of keys and values that keeps the window of the model's device and counts on beyond it."""
-    windows = [max(layer.device.window.tokens, 2) for layer in gain_cell_layers(model)]  # of 1, it would keep all
-    return Cache(layers=[DynamicSlidingWindowLayer(window) for window in windows])
 
 
 def tokens_of(prompt: str, tokenizer: PreTrainedTokenizerBase, model: nn.Module, where: str) -> list[int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hwsim.functional.attention import naive_gain_cell_attention
     from hwsim.functional.attention_tiled import gain_cell_attention
     from hwsim.functional.native_loop import attention_kernel
+    from hwsim.integrations.ring_cache import ring_cache
     from hwsim.integrations.transformers import emulate, noise_key, restore, token_latency_s
     from hwsim.linear import BitLinear
     from hwsim.linear_calibration import calibrate_linear_arrays
@@ -49,6 +50,7 @@ _HOME = {
     "noise_key": "integrations.transformers",
     "price": "costing",
     "restore": "integrations.transformers",
+    "ring_cache": "integrations.ring_cache",
     "token_latency_s": "integrations.transformers",
 }
 
@@ -76,6 +78,7 @@ __all__ = [
     "noise_key",
     "price",
     "restore",
+    "ring_cache",
     "token_latency_s",
 ]
 

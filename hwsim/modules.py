@@ -9,6 +9,7 @@ from device_models.schema import DeviceModel
 from hwsim.die import Die
 from hwsim.functional.attention_tiled import Watcher, attend
 from hwsim.functional.reads import Place
+from hwsim.functional.ring import RingBuffer
 from hwsim.functional.tables import AttentionTables
 
 
@@ -91,6 +92,17 @@ class GainCellAttention(nn.Module):
         out = attend(
             self.query(query), self.key(key), self.value(value), self.device, tables, place,
             full_scale=None if fixed else self.full_scale, logit_gain=self.logit_gain, watch=self.watch,
+        )  # fmt: skip
+        return self.output(out)
+
+    def step(self, query: Tensor, key: Tensor, value: Tensor, ring: RingBuffer, first: int) -> Tensor:
+        """Write (batch, kv_heads, n, head_dim), tokens ``first`` and following, and let the last one's query read."""
+        key, value = self.key(key), self.value(value)
+        if key.shape[2] > 1 or ring.tokens != first:
+            ring.write(key[:, :, :-1], value[:, :, :-1], first)
+        fixed = self.device.readout.range == "fixed"
+        out = ring.step(
+            self.query(query), key[:, :, -1:], value[:, :, -1:], full_scale=None if fixed else self.full_scale
         )  # fmt: skip
         return self.output(out)
 

@@ -58,6 +58,15 @@ class CountedRing:
             self.phi = self.stored.new_empty(arrays, group, tiles * self.slots)
             self.charge = self.stored.new_empty(arrays * tiles, group, self.dims)
 
+    def write(self, key: Tensor, value: Tensor, slot: int) -> None:
+        """Write tokens (b, g, n, d) into slots one after another, from ``slot`` on, which no query reads yet."""
+        codes = count_levels(torch.stack((key, value)), *self.cells, centred=True).flatten(1, 2)
+        if self.in_c:
+            narrow = codes.to(torch.int8)
+            self.native.write(narrow[0], narrow[1], slot)
+        else:
+            self.stored[:, :, slot : slot + key.shape[2]] = codes
+
     def step(self, query: Tensor, key: Tensor, value: Tensor, now: int) -> Tensor:
         """Write the token with write index ``now`` and let its query read; shapes as ``RingBuffer.step``."""
         if self.in_c:

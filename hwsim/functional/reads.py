@@ -6,7 +6,8 @@ that share an array share its circuits, and read it one after another, each with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,6 +65,34 @@ class Place:
         return pool_rows(places.flatten(), width).view(*places.shape, width).to(dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class TokenPlace(Place):
+    """The same where one token comes after another: its keys are hashed for many tokens at once.
+
+    A token has few draws of each effect; hashing their keys one token at a time would cost more than all else.
+    """
+
+    _ahead: dict[tuple[object, ...], tuple[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def places(self, what: str, width: int, *indices: Tensor) -> Tensor:
+        """Return the same; the second index is that of the query or of the token written."""
+        head, token, *more = indices
+        if token.numel() > 1:
+            return super().places(what, width, *indices)
+        first, at = divmod(int(token), TOKENS_AHEAD)
+        key = (what, width, *(index.shape for index in indices))
+        known = self._ahead.get(key)
+        if known is None or known[0] != first:
+            tokens = torch.arange(TOKENS_AHEAD, device=token.device) + first * TOKENS_AHEAD
+            all_of_them = super().places(what, width, head[..., None], tokens, *(index[..., None] for index in more))
+            known = self._ahead[key] = (first, all_of_them.movedim(-1, 0).contiguous())
+        return known[1][at]
+
+
+TOKENS_AHEAD = 64
+"""Tokens whose keys are hashed at once."""
+
+
 def sequence_keys(read_key: int | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
     """Return (batch,) noise keys, or (1,) where all sequences share one.
 
@@ -93,7 +122,7 @@ def write_deviates(
     """
     if place.keys is None or not write_is_noisy(device):
         return None
-    head = torch.arange(like.shape[1], device=like.device).view(1, -1, 1)
+    head = _counted(like.shape[1], like.device).view(1, -1, 1)
     return place.draw(f"write {what} {epoch}", like.dtype, like.shape[3], head, written[:, None])
 
 
@@ -122,7 +151,7 @@ def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: 
 
         table = die.once(("input", kv_heads, dims, query.dtype, query.device), errors)
         code = (pulses.detach() / step).round().long()
-        table = table.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*code.shape, levels)
+        table = _per_head(table, heads)[None, :, None].expand(*code.shape, levels)
         pulses = pulses + table.gather(-1, code[..., None])[..., 0]
     jitter = pulse_jitter(device, device.cost.time_qk)
     if place.keys is not None and jitter:
@@ -133,7 +162,7 @@ def input_pulses(query: Tensor, device: DeviceModel, place: Place, query_index: 
 
 def scores_to_pulses(
     scores: Tensor, pulses: Tensor, read: Tensor, device: DeviceModel, place: Place, query_index: Tensor,
-    slots: Tensor, kv_heads: int,
+    slots: Tensor | None, kv_heads: int,
 ) -> Tensor:  # fmt: skip
     """Return the pulses [1] of the charge-to-pulse stage: ``clip(S / s_qk + offset + noise, 0, 1)`` and jitter.
 
@@ -144,7 +173,7 @@ def scores_to_pulses(
         device: The device.
         place: Chip and keys.
         query_index: (b or 1, t) write index of each query's token.
-        slots: (c,) physical slots.
+        slots: (c,) physical slots; None is all of them, in order.
         kv_heads: Arrays.
 
     Returns:
@@ -157,7 +186,7 @@ def scores_to_pulses(
 
 
 def noisy_scores(
-    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor,
+    scores: Tensor, pulses: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor | None,
     kv_heads: int, what: str = "score",
 ) -> Tensor:  # fmt: skip
     """Add the column offsets and the noise of bit line and comparator to scores over their saturation.
@@ -167,8 +196,14 @@ def noisy_scores(
     """
     heads = scores.shape[1]
     if place.die is not None and (sigma := device.variability.phi_offset_sigma):
-        offset = place.die.columns("phi", kv_heads, slots).to(scores.dtype) * sigma
-        scores = scores + offset.repeat_interleave(heads // kv_heads, 0)[None, :, None]
+        die, some = place.die, _counted(scores.shape[3], scores.device) if slots is None else slots
+
+        def offsets() -> Tensor:
+            return die.columns("phi", kv_heads, some).to(scores.dtype) * sigma
+
+        key = ("phi offsets of all", kv_heads, some.numel(), scores.dtype, scores.device)
+        offset = die.once(key, offsets) if slots is None else offsets()
+        scores = scores + _per_head(offset, heads)[None, :, None]
     noise = device.noise
     if place.keys is not None and (noise.white or noise.flicker or noise.comparator):
         line = read_noise_sigma(pulses, device) / device.saturation.qk
@@ -192,7 +227,7 @@ def on_pulse_grid(phi: Tensor, decay: Tensor, device: DeviceModel) -> Tensor:
     return torch.where(decay > 0, whole / (decay * steps).clamp(min=torch.finfo(phi.dtype).tiny), 0.0)
 
 
-def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor) -> Tensor:
+def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor | None) -> Tensor:
     """Add the jitter of the pulses between the products; a pulse drives all dimensions of its slot."""
     jitter = pulse_jitter(device, device.cost.time_av)
     if place.keys is None or not jitter:
@@ -203,9 +238,9 @@ def jittered(phi: Tensor, device: DeviceModel, place: Place, query_index: Tensor
 
 def read_out(
     charge: Tensor, phi_power: tuple[Tensor, Tensor] | None, device: DeviceModel, place: Place, query_index: Tensor,
-    tile: int, kv_heads: int, full_scale: Tensor | None = None,
+    tile: int | slice, kv_heads: int, full_scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Read one physical sub-tile out: ``ADC(clip(A / (s_av range)))`` in units of the saturation.
+    """Read physical sub-tiles out: ``ADC(clip(A / (s_av range)))`` in units of the saturation.
 
     Args:
         charge: [1] (b, h, t, d) second product over its saturation.
@@ -214,7 +249,7 @@ def read_out(
         device: The device.
         place: Chip and keys.
         query_index: (b or 1, t) write index of each query's token.
-        tile: Physical sub-tile along the tokens.
+        tile: Physical sub-tile along the tokens; with a slice, several for one query, which stand at t.
         kv_heads: Arrays.
         full_scale: [1] (h,) range of each head's readout in saturations; None is 1.
 
@@ -223,18 +258,18 @@ def read_out(
     """
     heads, dims = charge.shape[1], charge.shape[3]
     if phi_power is not None:
-        z = place.draw("charge", charge.dtype, dims, *_head_query(charge, query_index), _number(tile, charge))
+        z = place.draw("charge", charge.dtype, dims, *_head_query(charge, query_index), _numbers(tile, charge))
         charge = charge + charge_noise(phi_power, device)[..., None] * z
     scale = None if full_scale is None else full_scale.view(1, -1, 1, 1).to(charge.dtype)
     x = charge if scale is None else charge / scale
     readout = device.readout
-    group = heads // kv_heads
 
     def column(what: str) -> Tensor:
         tiles = device.subtiles
         assert place.die is not None
-        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)[:, tile % tiles]
-        return z.to(charge.dtype).repeat_interleave(group, 0)[None, :, None]
+        z = place.die.circuits(what, charge.device, kv_heads, tiles, dims)
+        z = z[:, tile] if isinstance(tile, slice) else z[:, tile % tiles, None]
+        return _per_head(z.to(charge.dtype), heads)[None]
 
     step = readout_step(readout)
     if step is not None and place.die is not None and readout.gain_sigma:
@@ -248,7 +283,7 @@ def read_out(
             if place.die is not None and readout.offset_sigma:
                 u = u + readout.offset_sigma * column("readout offset")
             if place.keys is not None and readout.noise:
-                z = place.draw("readout", charge.dtype, dims, *_head_query(charge, query_index), _number(tile, charge))
+                z = place.draw("readout", charge.dtype, dims, *_head_query(charge, query_index), _numbers(tile, charge))
                 u = u + readout.noise * z
             if place.die is not None and (readout.inl or readout.dnl):
                 u = _with_code_errors(u.clamp(-1.0 / step, 1.0 / step), device, place.die, tile, kv_heads)
@@ -269,12 +304,20 @@ def has_read_noise(device: DeviceModel, place: Place) -> bool:
     return place.keys is not None and bool(device.noise.white or device.noise.flicker)
 
 
-def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int, kv_heads: int) -> Tensor:
+def _with_code_errors(u: Tensor, device: DeviceModel, die: Die, tile: int | slice, kv_heads: int) -> Tensor:
     """Add to (b, h, t, d) values in LSB the static error of their column at the nearest code."""
     heads, dims = u.shape[1], u.shape[3]
-    errors = readout_errors(device, die, tile, kv_heads, dims, u.dtype, u.device)
-    codes = errors.shape[-1]
-    table = errors.repeat_interleave(heads // kv_heads, 0)[None, :, None].expand(*u.shape, codes)
+
+    def errors(one: int) -> Tensor:
+        return readout_errors(device, die, one, kv_heads, dims, u.dtype, u.device)
+
+    if isinstance(tile, slice):
+        key = ("readout errors of all", kv_heads, dims, u.dtype, u.device)
+        made = die.once(key, lambda: torch.stack([errors(one) for one in range(device.subtiles)], 1))[:, tile]
+    else:
+        made = errors(tile)[:, None]
+    codes = made.shape[-1]
+    table = _per_head(made, heads)[None].expand(*u.shape, codes)
     nearest = u.round().long() + codes // 2
     return u + table.gather(-1, nearest[..., None])[..., 0]
 
@@ -295,10 +338,14 @@ def readout_errors(
 
 
 def _by_slot(
-    what: str, like: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor
+    what: str, like: Tensor, device: DeviceModel, place: Place, query_index: Tensor, slots: Tensor | None
 ) -> Tensor:  # fmt: skip
     """Return standard normals (b, h, t, c): one row of the pool for each query and sub-tile, cut at the slots."""
     width = device.tile.slots
+    if slots is None:
+        head, query = _head_query(like, query_index)
+        tiles = _counted(like.shape[3] // width, like.device)
+        return place.draw(what, like.dtype, width, head[..., None], query[..., None], tiles).flatten(-2)
     tiles, position = slots // width, slots % width
     first = tiles.min()
     some = torch.arange(int(tiles.max() - first) + 1, device=like.device) + first
@@ -309,8 +356,23 @@ def _by_slot(
 
 def _head_query(like: Tensor, query_index: Tensor) -> tuple[Tensor, Tensor]:
     """Return head and query indices that broadcast against (b, h, t)."""
-    return torch.arange(like.shape[1], device=like.device).view(1, -1, 1), query_index[:, None]
+    return _counted(like.shape[1], like.device).view(1, -1, 1), query_index[:, None]
 
 
-def _number(number: int, like: Tensor) -> Tensor:
-    return torch.tensor(number, device=like.device).view(1, 1, 1)
+def _numbers(tile: int | slice, like: Tensor) -> Tensor:
+    """Return the numbers of the sub-tiles that stand at t in (b, h, t, d)."""
+    if isinstance(tile, slice):
+        return _counted(like.shape[2], like.device)
+    return torch.tensor(tile, device=like.device).view(1, 1, 1)
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """Repeat (kv_heads, ...) for the query heads that share an array."""
+    return x if x.shape[0] == heads else x.repeat_interleave(heads // x.shape[0], 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(number: int, where: torch.device) -> Tensor:
+    """Return 0, 1, .. ``number - 1``, to be read alone: a token asks for it a dozen times in each layer."""
+    with torch.inference_mode(False):
+        return torch.arange(number, device=where)

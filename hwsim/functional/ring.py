@@ -17,7 +17,7 @@ from torch import Tensor
 from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array
-from hwsim.functional.arrays import CellArray, voltages_after_writes
+from hwsim.functional.arrays import CellArray, decay_time, interpolable, voltages_after_writes
 from hwsim.functional.cells import (
     CellDeviations,
     cell_current,
@@ -28,9 +28,11 @@ from hwsim.functional.cells import (
 )
 from hwsim.functional.codes import codes_of
 from hwsim.functional.counted_ring import CountedRing
+from hwsim.functional.fading_cells import FadingCells
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import (
     Place,
+    TokenPlace,
     has_read_noise,
     input_pulses,
     on_pulse_grid,
@@ -70,7 +72,9 @@ class RingBuffer:
             raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads evenly")
         if device.activation.kind == "softmax" or device.tile.assignment != "ring":
             raise ValueError(f"{device.name}: a ring buffer needs a hard sigmoid and sub-tiles of physical slots")
-        self.device, self.place, self.tokens = device, place or Place(), 0
+        place = place or Place()
+        self.device, self.tokens = device, 0
+        self.place = TokenPlace(place.die, place.keys, place.layer)
         self.batch, self.heads, self.kv_heads, self.head_dim, self.dtype = batch, heads, kv_heads, head_dim, dtype
         self.window, self.slots = device.window.tokens, device.tile.slots
         layout = stretch_layout(Stretch(1, self.window), device, where)
@@ -86,13 +90,42 @@ class RingBuffer:
             self.arrays = {name: _Ring(self, name) for name in ARRAYS}
 
     @torch.no_grad()
-    def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def write(self, key: Tensor, value: Tensor, first: int | None = None) -> None:
+        """Write consecutive tokens that no query reads yet; of more than a window, the last ones.
+
+        Args:
+            key: [V] (b, g, n, d) before its converter.
+            value: [V] as ``key``.
+            first: Write index of the first one; default is the one behind the last token. With another, the tokens
+                must fill all slots but those that :meth:`step` and :meth:`write` fill before the next read.
+        """
+        end = (self.tokens if first is None else first) + key.shape[2]
+        levels = torch.stack((key, value))[..., -self.window :, :]
+        if self.counted is None:
+            levels = to_levels(levels, self.device)
+        at = begin = end - levels.shape[3]
+        while at < end:  # up to the last slot, and from the first one on
+            slot = at % self.window
+            stop = min(end, at + self.window - slot)
+            part = levels[..., at - begin : stop - begin, :].unbind()
+            if self.counted is not None:
+                self.counted.write(part[0], part[1], slot)
+            else:
+                written = torch.arange(at, stop, device=self.index.device)[None]
+                for name, x in zip(ARRAYS, part, strict=True):
+                    self.arrays[name].write(x, written, slot)
+            at = stop
+        self.tokens = end
+
+    @torch.no_grad()
+    def step(self, query: Tensor, key: Tensor, value: Tensor, *, full_scale: Tensor | None = None) -> Tensor:
         """Write a token and let its query read.
 
         Args:
             query: [1] (b, h, 1, d) before its converter.
             key: [V] (b, g, 1, d) before its converter.
             value: [V] as ``key``.
+            full_scale: [1] (h,) range of the readout in saturations, where the device does not fix it; None is 1.
 
         Returns:
             (b, h, 1, d) before the output scaler.
@@ -114,10 +147,10 @@ class RingBuffer:
         else:
             wide = scores.view(self.batch, self.heads, 1, self.padded)
             live = (self.index < min(self.tokens, self.window)).to(self.dtype).view(1, 1, -1)
-            phi = scores_to_pulses(wide, pulses, live, device, self.place, written, self.index, self.kv_heads)
+            phi = scores_to_pulses(wide, pulses, live, device, self.place, written, None, self.kv_heads)
             phi = phi.reshape(scores.shape)
         charge = self.arrays["value"].product(self._on_grid(phi, slot), slot, first=False)
-        return self._read_out(charge, phi, written)
+        return self._read_out(charge, phi, written, full_scale)
 
     def _on_grid(self, phi: Tensor, slot: int) -> Tensor:
         """Round pulses (b g, group, M) times the decay of the values that they read, where the device asks for it."""
@@ -137,9 +170,10 @@ class RingBuffer:
     @cached_property
     def plain(self) -> bool:
         """Whether nothing but a clip stands between the products, and nothing but rounding behind them."""
-        return self.place.die is None and self.place.keys is None and self.device.readout_qk.bits is None
+        nothing = self.place.die is None and self.place.keys is None and self.device.readout_qk.bits is None
+        return nothing and self.device.readout.range == "fixed"
 
-    def _read_out(self, charge: Tensor, phi: Tensor, written: Tensor) -> Tensor:
+    def _read_out(self, charge: Tensor, phi: Tensor, written: Tensor, full_scale: Tensor | None) -> Tensor:
         """Read out (b g, group, sub-tiles, d) charges and add them up."""
         device, step = self.device, readout_step(self.device.readout)
         shape = (self.batch, self.heads, 1, self.head_dim)
@@ -148,19 +182,19 @@ class RingBuffer:
                 return charge.clamp_(-1.0, 1.0).sum(2).view(shape)
             top = highest_code(device.readout)  # charges are in steps here
             return charge.round_().clamp_(-top, top).sum(2).mul_(step).view(shape)
-        tiles = -(-min(self.tokens, self.window) // self.slots)
-        by_tile = phi.unflatten(-1, (-1, self.slots)).view(self.batch, self.heads, 1, -1, self.slots)
-        noisy, out = has_read_noise(device, self.place), charge.new_zeros(shape)
-        for tile in range(tiles):
-            p = by_tile[..., tile, :]
-            power = (p.sum(-1), p.square().sum(-1)) if noisy else None
-            x = charge[:, :, tile].reshape(shape)
-            out += read_out(x, power, device, self.place, written, tile, self.kv_heads)
-        return out
+        tiles = slice(-(-min(self.tokens, self.window) // self.slots))
+        power = None
+        if has_read_noise(device, self.place):
+            p = phi.unflatten(-1, (-1, self.slots))[:, :, tiles]
+            of_heads = (self.batch, self.heads, -1)
+            power = (p.sum(-1).reshape(of_heads), p.square().sum(-1).reshape(of_heads))
+        x = charge[:, :, tiles].reshape(self.batch, self.heads, -1, self.head_dim)
+        read = read_out(x, power, device, self.place, written, tiles, self.kv_heads, full_scale)
+        return read.sum(2, keepdim=True)
 
 
 class _Ring:
-    """One array: images of its cells where one factor fades them all, else their voltages."""
+    """One array: images of its cells where one factor fades them all, else their excursions or voltages."""
 
     def __init__(self, ring: RingBuffer, name: Array) -> None:
         self.ring, self.name, device = ring, name, ring.device
@@ -173,6 +207,7 @@ class _Ring:
         step = readout_step(device.readout)
         unit = 1.0 / step if ring.plain and step is not None and name == "value" else 1.0
         self.proportional, self.saturation = array.proportional, array.saturation
+        self.fading: FadingCells | None = None
         if self.proportional:
             made = array.powers(surrogate=False)
             self.which = made.which
@@ -184,9 +219,14 @@ class _Ring:
             self.weights = [self._twice(ring.tables.by_age(e, first=first)[n] * (c * unit)) for (e, n), c in scaled]
             always = torch.stack([ring.tables.by_age(e, first=name == "key")[0] for e in range(ring.tables.epochs)])
             self.constant = self._twice(always.sum(0) * (made.constant * unit)) if made.constant else None
+            return
+        self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
+        if interpolable(device, self.cells, ring.tables.epochs):  # one exponential for each cell
+            assert self.cells.slowness is not None
+            rates = ring.tables.period / decay_time(device) / self.cells.slowness
+            self.fading = FadingCells(array.coefficients(self.cells, surrogate=False), rates, shape)
         else:
             self.voltages = [probe.new_full(shape, device.storage.v_zero) for _ in range(ring.tables.epochs)]
-            self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
 
     def _deviations(self) -> CellDeviations:
         ring = self.ring
@@ -206,20 +246,23 @@ class _Ring:
         return table[start : start + min(self.ring.tokens, self.ring.window)]
 
     def write(self, levels: Tensor, written: Tensor, slot: int) -> None:
-        """Put the levels [V] of a token (b, g, 1, d), with its write index (1, 1), into a slot."""
-        cells = self.cells.at(slice(slot, slot + 1))
+        """Put the levels [V] of tokens (b, g, n, d), with their write indices (1, n), into slots from one on."""
+        slots = slice(slot, slot + levels.shape[2])
+        cells = self.cells.at(slots)
         epochs = voltages_after_writes(levels, cells, self.ring.tables, self.ring.place, self.name, written)
         if self.proportional:
-            excursions = [voltage[:, :, 0] - self.level for voltage in epochs]
+            excursions = [voltage - self.level for voltage in epochs]
             for kept, (epoch, n) in zip(self.states, self.which, strict=True):
                 y, c = excursions[epoch], self.coefficients[n]
                 image = y**n if n > 1 else y if n else torch.ones_like(y)
                 if isinstance(c, Tensor):
-                    image = image * c[:, slot if c.shape[1] > 1 else 0]
-                kept[:, slot] = image.view(-1, image.shape[-1])
+                    image = image * (c[:, slots] if c.shape[1] > 1 else c)
+                kept[:, slots] = image.flatten(0, 1)
+        elif self.fading is not None:
+            self.fading.excursions[:, :, slots] = epochs[0] - self.level
         else:
             for kept, fresh in zip(self.voltages, epochs, strict=True):
-                kept[:, :, slot] = fresh[:, :, 0]
+                kept[:, :, slots] = fresh
 
     def product(self, x: Tensor, slot: int, *, first: bool) -> Tensor:
         """Multiply pulses by currents over the saturation, with the token in ``slot`` written last.
@@ -254,6 +297,8 @@ class _Ring:
     def _currents(self, slot: int) -> Tensor:
         """Return the currents of all cells at their age, (b g, M, d), zero where nothing was written."""
         ring, device, held = self.ring, self.ring.device, min(self.ring.tokens, self.ring.window)
+        if self.fading is not None:
+            return self.fading.currents(self._at(self.age, slot)).flatten(0, 1)
         epoch, rest = ring.tables.epoch_and_rest(self._at(self.age, slot))
         cells = self.cells.at(slice(held))
         out = self.voltages[0].new_zeros(self.voltages[0].shape)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, cast
 
@@ -31,6 +31,7 @@ from hwsim.effects import warn_of_idle_effects
 from hwsim.functional.layout import Stretch, slot_layout, stretch_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
+from hwsim.integrations.ring_cache import layer_of
 from hwsim.linear import BitLinear, OnArrays, TokenPlaces
 from hwsim.modules import GainCellAttention, gain_cell_layers
 from hwsim.randomness import keyed
@@ -94,8 +95,8 @@ def gain_cell_mask(
         else:
             query_index, key_index = _at(index, rows), _at(index, keys)
     record_tokens(valid)
-    alike = attention_mask is None and key_index.shape[0] == 1
-    if alike and mask_function is causal_mask_function and bool(key_index[0, -1] == query_index[0, -1]):
+    alike = attention_mask is None and key_index.shape[0] == 1 and bool(key_index[0, -1] == query_index[0, -1])
+    if alike and mask_function is causal_mask_function:
         return key_index.to(torch.int32)[:, None, None]
     keep = sdpa_mask(
         batch_size=batch_size,
@@ -109,6 +110,8 @@ def gain_cell_mask(
         use_vmap=use_vmap,
         device=device,
     )[:, 0]
+    if alike and q_length == 1 and bool(keep.all()):  # a window of the model's own that is longer
+        return key_index.to(torch.int32)[:, None, None]
     if key_index.shape[0] == 1 and batch_size > 1 and bool((keep == keep[:1]).all()):
         keep = keep[:1]
     return _code(query_index, key_index, keep)
@@ -163,16 +166,19 @@ def gain_cell_forward(
         raise ValueError(
             f"{type(module).__name__} runs attention {NAME!r} without a device: call hwsim.emulate(model, device)"
         )
-    if torch.is_autocast_enabled(query.device.type):  # the arrays stay in float32 where the rest is rounded
-        with torch.autocast(query.device.type, enabled=False):
-            out = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)[0]
-            return out.to(query.dtype), None
-    if query.dtype.itemsize < 4:
-        out = gain_cell_forward(module, query.float(), key.float(), value.float(), attention_mask, dropout)[0]
-        return out.to(query.dtype), None
     if dropout:
         warnings.warn("attention dropout is not applied on gain-cell arrays", stacklevel=2)
-    code = attention_mask
+    rounded = torch.is_autocast_enabled(query.device.type)
+    dtype = torch.float32 if rounded or query.dtype.itemsize < 4 else query.dtype  # arrays are emulated in no less
+    with torch.autocast(query.device.type, enabled=False) if rounded else nullcontext():
+        out = _attended(module, cells, query.to(dtype), key, value, attention_mask)
+    return out.transpose(1, 2).contiguous().to(query.dtype), None
+
+
+def _attended(
+    module: nn.Module, cells: GainCellAttention, query: Tensor, key: Tensor, value: Tensor, code: Tensor | None
+) -> Tensor:  # fmt: skip
+    """Return (batch, heads, queries, head_dim) in the dtype of the query."""
     if code is None:
         code = _code_of_plain_mask(None, query.shape[2], key.shape[2], query.device)
     elif code.dtype != torch.int32:  # one code for each mask: a recomputing backward pass must meet its noise key again
@@ -187,9 +193,14 @@ def gain_cell_forward(
         layer, tables.layout, query.shape[1], key.shape[1], query.shape[3], query.shape[0], cells.device,
         token_period_s=cells.token_period_s, rotary_dim=cells.rotary_dim,
     )  # fmt: skip
-    keys = sequence_keys(cells.noise_seed if noise is _UNSET else noise, query.shape[0], query.device)
-    out = cells(query, key, value, tables, Place(cells.die, keys, layer))
-    return out.transpose(1, 2).contiguous(), None
+    noise = cells.noise_seed if noise is _UNSET else noise
+    written = layer_of(key)
+    out = None if written is None else written.attend(cells, query, key, value, tables, noise, layer)
+    if out is None:
+        keys = sequence_keys(noise, query.shape[0], query.device)
+        key, value = key.to(query.dtype), value.to(query.dtype)
+        out = cells(query, key, value, tables, Place(cells.die, keys, layer))
+    return out
 
 
 def _tables(code: Tensor, queries: int, cells: GainCellAttention, dtype: torch.dtype) -> tuple[AttentionTables, Any]:

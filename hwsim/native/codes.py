@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hwsim.native.arguments import MULTIPLE, Converter, Unavailable, check
 from hwsim.native.arguments import Ring as RingArguments
@@ -75,6 +76,16 @@ class Ring:
             query_top=query_levels - 1, low=low, high=high, step=(high - low) / (levels - 1), cell_top=levels - 1,
             readout_step=readout[0], top=readout[1], grid=readout[2],
         )  # fmt: skip
+
+    def write(self, key: Tensor, value: Tensor, slot: int) -> None:
+        """Put codes (batch arrays, n, dims) int8 into slots one after another, from ``slot`` on."""
+        keys, values = self._kept[2:]
+        arrays, padded, width = values.shape
+        slots = slot + torch.arange(key.shape[1])
+        values[:, slots, : value.shape[2]] = value
+        by_four = pad(key, (0, width - key.shape[2])).unflatten(2, (-1, 4))
+        laid_out = keys.view(arrays, padded // MULTIPLE, width // 4, MULTIPLE, 4).permute(0, 1, 3, 2, 4)
+        laid_out[:, slots // MULTIPLE, slots % MULTIPLE] = by_four
 
     def step(self, query: Tensor, key: Tensor, value: Tensor, position: int) -> Tensor:
         """Write a token and let its query read.

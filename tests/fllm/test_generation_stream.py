@@ -21,8 +21,8 @@ from transformers import (
 from device_models import InputError, load_device
 from fllm.config import RunConfig
 from fllm.evaluation import Prompt, generate_answers
-from fllm.generation import Desk, Sampling, Writing, energy_rows, open_desk, ring_cache, text_of, tokens_of
-from hwsim import emulate, gain_cell_layers, noise_key, restore
+from fllm.generation import Desk, Sampling, Writing, energy_rows, open_desk, text_of, tokens_of
+from hwsim import emulate, gain_cell_layers, noise_key, restore, ring_cache
 from hwsim.randomness import seed_of
 from tests.fllm.small import SHORT
 
