@@ -24,8 +24,8 @@ from device_models.schema import DeviceModel
 from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages, Step, Workspace
 from hwsim.functional.circuits import Circuits
+from hwsim.functional.kernel_loop import attention_kernel, kernel_loop
 from hwsim.functional.layout import Stretch
-from hwsim.functional.native_loop import attention_kernel, native_loop
 
 Cells = CellImages | AgedCells
 
@@ -92,7 +92,7 @@ class _TileLoop(torch.autograd.Function):
     def forward(
         ctx: Any, pulses: Tensor, keys: Tensor, values: Tensor, arrays: Arrays, circuits: Circuits, stretch: Stretch
     ) -> Tensor:
-        in_c = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
+        in_c = kernel_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
         loop = in_c or _Loop(pulses, arrays, circuits, stretch)
         needed = any(ctx.needs_input_grad)
         out, ctx.gates = loop.forward(save=needed)
@@ -109,7 +109,7 @@ class _TileLoop(torch.autograd.Function):
         circuits, stretch, in_c = ctx.facts
         arrays = ctx.arrays.with_states(*states)
         with attention_kernel("native" if in_c else "torch"):  # what the forward pass took: it made the gates
-            again = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
+            again = kernel_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
         loop: Any = again or _Loop(pulses, arrays, circuits, stretch)
         return (*loop.backward(grads[0].contiguous(), ctx.gates), None, None, None)
 

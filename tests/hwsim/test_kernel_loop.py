@@ -62,8 +62,8 @@ def test_kernels_in_c(
 def test_an_effect_that_they_do_not_know_is_never_lost(
     effect: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, choose = [], tile_loop.native_loop
-    monkeypatch.setattr(tile_loop, "native_loop", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    chosen, choose = [], tile_loop.kernel_loop
+    monkeypatch.setattr(tile_loop, "kernel_loop", lambda *given: chosen.append(choose(*given)) or chosen[-1])
     tensors = inputs(1, 1, 1, 70, 16, torch.float32)
     for device in (known(64, 32, **effect), known(64, 32)):
         gain_cell_attention(*tensors, device, token_period_s=PERIOD, die=Die(1, device), read_key=1)

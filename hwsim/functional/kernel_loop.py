@@ -43,7 +43,7 @@ def attention_kernel(kernel: Kernel) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class NativeLoop:
+class KernelLoop:
     """One tile loop as the kernels take it.
 
     Attributes:
@@ -71,9 +71,9 @@ class NativeLoop:
         )
 
 
-def native_loop(
+def kernel_loop(
     pulses: Tensor, exact: tuple[object, object], behind: tuple[object, object], circuits: Circuits, stretch: Stretch
-) -> NativeLoop | None:
+) -> KernelLoop | None:
     """Return the loop for the kernels; None where they do not compute it, or are not to.
 
     Args:
@@ -99,7 +99,7 @@ def native_loop(
         assert isinstance(behind[0], CellImages) and isinstance(behind[1], CellImages)
         slopes = _cells(behind[0], behind[1], circuits)
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
-    return NativeLoop(pulses, _cells(keys, values, circuits), slopes, geometry, _circuits(circuits, geometry))
+    return KernelLoop(pulses, _cells(keys, values, circuits), slopes, geometry, _circuits(circuits, geometry))
 
 
 def _known(circuits: Circuits) -> bool:
