@@ -113,11 +113,15 @@ class Circuits:
         readout: Converter of the charges.
         noise: Noise, or None.
         score_offset: [1] (heads, window) offset of each slot's score, or None.
+        grid: Charge of one unit: pulses times their value weight (one image, no constant, ``weight_v`` in pulse steps)
+            are rounded half to even to whole numbers before the second product, whose sum is multiplied by ``grid``.
+            None leaves pulses continuous.
     """
 
     readout: Readout
     noise: Noise | None = None
     score_offset: Tensor | None = None
+    grid: float | None = None
 
 
 def available(variant: str | None = None) -> str:
