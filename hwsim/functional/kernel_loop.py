@@ -1,6 +1,6 @@
-"""Whether the kernels in C compute a tile loop, and the tile loop in their words.
+"""Whether kernels compute a tile loop, in C or in Triton, and the tile loop in their words.
 
-They leave out pulse jitter, digitised scores, noise and code errors of the readout, and cells with time constants of
+Both leave out pulse jitter, digitised scores, noise and code errors of the readout, and cells with time constants of
 their own; ``tile_loop`` does all of it.
 """
 
@@ -16,24 +16,28 @@ import torch
 from torch import Tensor
 
 from device_models.converters import highest_code
-from hwsim import native
+from hwsim import gpu, native
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import full_scale_current
 from hwsim.functional.circuits import Circuits
 from hwsim.functional.layout import Stretch
 from hwsim.randomness import normal_pool
 
-Kernel = Literal["auto", "torch", "native"]
+Kernel = Literal["auto", "torch", "native", "triton"]
+_KERNELS = {"native": native, "triton": gpu}
 _WANTED: ContextVar[Kernel] = ContextVar("hwsim_attention_kernel", default="auto")
 
 
 @contextmanager
 def attention_kernel(kernel: Kernel) -> Iterator[None]:
-    """Choose what computes attention inside the block, on a CPU in float32.
+    """Choose what computes attention inside the block, in float32.
 
     Args:
-        kernel: ``auto`` takes the kernels in C where there is a compiler and they know all effects of the device,
-            ``torch`` never, ``native`` wherever they know them, and fails where they were not built.
+        kernel: ``auto`` takes the kernels in C for tensors on the CPU where there is a compiler, those in Triton for
+            tensors on CUDA devices where Triton is installed, and neither where they do not know an effect of the
+            device. ``torch`` takes none. ``native`` takes those in C on the CPU wherever they know the effects, and
+            fails where they were not built; ``triton`` those in Triton likewise, on any device, and fails where it
+            is not installed, and on a CPU unless TRITON_INTERPRET=1 was set before Python started.
     """
     token = _WANTED.set(kernel)
     try:
@@ -47,6 +51,7 @@ class KernelLoop:
     """One tile loop as the kernels take it.
 
     Attributes:
+        kind: Which kernels.
         query: (n, queries, d) pulses.
         cells: What the forward direction multiplies by.
         slopes: What the gradients are those of; None where they are the same.
@@ -54,6 +59,7 @@ class KernelLoop:
         circuits: Between the products and behind them.
     """
 
+    kind: Literal["native", "triton"]
     query: Tensor
     cells: native.Cells
     slopes: native.Cells | None
@@ -62,11 +68,11 @@ class KernelLoop:
 
     def forward(self, *, save: bool) -> tuple[Tensor, Tensor | None]:
         """Return the output, and where converters clip."""
-        return native.attention_forward(self.query, self.cells, self.geometry, self.circuits, save=save)
+        return _KERNELS[self.kind].attention_forward(self.query, self.cells, self.geometry, self.circuits, save=save)
 
     def backward(self, grad: Tensor, saturated: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients by pulses, key images and value images."""
-        return native.attention_backward(
+        return _KERNELS[self.kind].attention_backward(
             grad, self.query, self.cells, self.geometry, self.circuits, saturated, slopes=self.slopes
         )
 
@@ -83,23 +89,36 @@ def kernel_loop(
         circuits: Everything between the products.
         stretch: Which tokens.
     """
-    wanted, device = _WANTED.get(), circuits.device
+    device = circuits.device
     keys, values = exact
     if not isinstance(keys, CellImages) or not isinstance(values, CellImages):
         return None
-    if wanted == "torch" or pulses.device.type != "cpu" or pulses.dtype != torch.float32 or not _known(circuits):
+    if pulses.dtype != torch.float32 or not _known(circuits):
         return None
     most = max(len(cells.bands) for cells in (*exact, *behind) if isinstance(cells, CellImages))
     if most > native.MOST_IMAGES or device.tile.assignment != "ring":
         return None
-    if wanted == "auto" and not native.available():
+    kind = _kind(pulses.device)
+    if kind is None:
         return None
     slopes = None
     if behind[0] is not keys:
         assert isinstance(behind[0], CellImages) and isinstance(behind[1], CellImages)
         slopes = _cells(behind[0], behind[1], circuits)
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
-    return KernelLoop(pulses, _cells(keys, values, circuits), slopes, geometry, _circuits(circuits, geometry))
+    return KernelLoop(kind, pulses, _cells(keys, values, circuits), slopes, geometry, _circuits(circuits, geometry))
+
+
+def _kind(where: torch.device) -> Literal["native", "triton"] | None:
+    """Return which kernels are to compute with tensors of a device."""
+    wanted = _WANTED.get()
+    if wanted == "auto" and where.type == "cpu":
+        return "native" if native.available() else None
+    if wanted == "auto":
+        return None if gpu.unavailable(where) else "triton"
+    if wanted == "triton" or (wanted == "native" and where.type == "cpu"):
+        return wanted
+    return None
 
 
 def _known(circuits: Circuits) -> bool:
@@ -142,7 +161,7 @@ def _circuits(circuits: Circuits, geometry: native.Geometry) -> native.Circuits:
         if circuits.step is not None and readout.offset_sigma:
             offset = circuits.columns("readout offset").mul(readout.offset_sigma)
         if circuits.offset:
-            slots = torch.arange(geometry.window)
+            slots = torch.arange(geometry.window, device=circuits.like.device)
             score_offset = circuits.per_head(
                 die.columns("phi", circuits.kv_heads, slots).to(circuits.like) * circuits.offset
             )
@@ -150,7 +169,7 @@ def _circuits(circuits: Circuits, geometry: native.Geometry) -> native.Circuits:
         scores, charges = circuits.noisy_scores, circuits.noisy_charge
         full = full_scale_current(device) / device.saturation.av
         noise = native.Noise(
-            normal_pool(torch.device("cpu")),
+            normal_pool(circuits.like.device),
             circuits.line if scores else None,
             circuits.places("score", device.tile.slots) if scores else None,
             (full, device.noise.white**2, device.noise.flicker**2) if charges else None,

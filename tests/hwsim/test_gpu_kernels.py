@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwsim import gpu
+from hwsim import Die, attention_kernel, gain_cell_attention, gpu, native
+from hwsim.functional import kernel_loop
 from hwsim.native import Cells, Circuits, Geometry, Noise, Readout
+from tests import tolerances
+from tests.hwsim.comparison import CONTINUOUS_READOUT, PERIOD, SURROGATE, assert_same, known, values_and_gradients
+from tests.hwsim.comparison import inputs as tensors_for
 from tests.hwsim.native_reference import (
     assert_codes,
     assert_gradients,
@@ -146,10 +150,74 @@ def test_wrong_tensors_are_named() -> None:
         gpu.attention_forward(query, two, geometry, Circuits(Readout(), grid=0.5))
 
 
+@interpreted
+@pytest.mark.parametrize(
+    ("sizes", "window", "slots", "more", "chip"),
+    [
+        ((1, 2, 1, 40, 16), 24, 16, {"readout.offset_sigma": 0.3, "readout.gain_sigma": 0.05}, {"read_key": 5}),
+        ((2, 1, 1, 30, 20), 20, 16, {**SURROGATE, "retention.v_inf": "0.3 V"}, {}),
+        ((1, 1, 1, 20, 16), 64, 16, CONTINUOUS_READOUT, None),
+    ],
+    ids=str,
+)
+def test_attention_of_a_device(
+    sizes: tuple[int, int, int, int, int], window: int, slots: int, more: dict[str, object],
+    chip: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    device = known(window, slots, **more)
+    given = {} if chip is None else {"die": Die(3, device), **chip}
+    tensors, ran = tensors_for(*sizes, dtype=torch.float32), []
+    for name in ("attention_forward", "attention_backward"):
+        monkeypatch.setattr(gpu, name, _noted(ran, name, getattr(gpu, name)))
+    with attention_kernel("torch"):
+        expected = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+    assert not ran
+    with attention_kernel("triton"):
+        found = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+    assert ran == ["attention_forward", "attention_backward"]
+    assert_same(found, expected, tolerances.FLOAT32, step=STEP, flips=tolerances.FLOAT32_FLIPS)
+
+
+@interpreted
+def test_gradient_takes_the_kernel_of_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, ran = known(24, 16), []
+    monkeypatch.setattr(gpu, "attention_backward", _noted(ran, "backward", gpu.attention_backward))
+    query, key, value = (x.requires_grad_() for x in tensors_for(1, 1, 1, 10, 16, torch.float32))
+    with attention_kernel("triton"):
+        out = gain_cell_attention(query, key, value, device, token_period_s=PERIOD)
+    with attention_kernel("torch"):
+        out.sum().backward()
+    assert ran == ["backward"]
+
+
+def test_which_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(native, "available", lambda: "AVX2")
+    monkeypatch.setattr(gpu, "unavailable", lambda device: "" if device.type == "cuda" else "no")
+    taken = {}
+    for kernel in ("auto", "torch", "native", "triton"):
+        with attention_kernel(kernel):
+            taken[kernel] = [kernel_loop._kind(device) for device in (cpu, cuda)]
+    assert taken == {
+        "auto": ["native", "triton"], "torch": [None, None], "native": ["native", None], "triton": ["triton"] * 2,
+    }  # fmt: skip
+    monkeypatch.setattr(gpu, "unavailable", lambda device: "no Triton")
+    monkeypatch.setattr(native, "available", lambda: "")
+    assert [kernel_loop._kind(device) for device in (cpu, cuda)] == [None, None]
+
+
+def test_without_triton_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    device, tensors = known(24, 16), tensors_for(1, 1, 1, 10, 16, torch.float32)
+    with attention_kernel("triton"), pytest.raises(native.Unavailable, match=r"Triton is not installed: .*fllm\[gpu\]"):
+        gain_cell_attention(*tensors, device, token_period_s=PERIOD)
+    assert gpu.unavailable(torch.device("cuda")) != ""
+
+
 @installed
 def test_without_the_interpreter_the_reason_is_named() -> None:
     program = (
-        "import sys, torch; from hwsim import gpu; import hwsim.functional.attention_tiled;"
+        "import sys, torch; from hwsim import gpu, attention_kernel; import hwsim.functional.attention_tiled;"
         "assert 'triton' not in sys.modules; print(gpu.unavailable(torch.device('cpu'))); "
         "print(gpu.unavailable(torch.device('meta')))"
     )
@@ -178,6 +246,18 @@ def test_cuda_computes_what_the_cpu_does() -> None:
     assert torch.equal(out.cpu(), expected)
     last = gpu.attention_decode(*(_on_cuda(x) for x in newest(query, cells, geometry, around)))
     assert torch.equal(last.cpu(), expected[:, -1:])
+    for sizes in ((2, 4, 2, 300, 64), (1, 2, 1, 100, 80)):
+        device = known(128, 64, **{"readout.offset_sigma": 0.3, "readout.gain_sigma": 0.05})
+        tensors, given = tensors_for(*sizes, dtype=torch.float32), {"die": Die(3, device), "read_key": 5}
+        with attention_kernel("torch"):
+            wanted = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+        with attention_kernel("triton"):
+            on_cuda = [x.cuda() for x in tensors]
+            found, again = (
+                values_and_gradients(gain_cell_attention, on_cuda, device, PERIOD, **given) for _ in range(2)
+            )
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+        assert_same([x.cpu() for x in found], wanted, tolerances.FLOAT32, step=STEP, flips=tolerances.FLOAT32_FLIPS)
 
 
 def whole_numbers(
@@ -228,6 +308,10 @@ def _compare(query: Tensor, cells: Cells, geometry: Geometry, around: Circuits) 
     weight = weight_of(out)
     found = gpu.attention_backward(weight, query, cells, geometry, around, saturated)
     assert_gradients(found, torch.autograd.grad((expected * weight).sum(), (q, precise.key, precise.value)))
+
+
+def _noted(ran: list[str], name: str, function: object) -> object:
+    return lambda *given, **named: ran.append(name) or function(*given, **named)  # type: ignore[operator]
 
 
 def _on_cuda(x: object) -> object:
