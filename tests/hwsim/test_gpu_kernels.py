@@ -105,11 +105,15 @@ def test_decode_is_the_last_row_of_prefill(images: tuple[int, int], effects: dic
 
 @interpreted
 @pytest.mark.parametrize(
-    ("tokens", "window", "slots", "head_dim"), [(60, 24, 16, 16), (50, 40, 40, 20), (30, 12, 5, 16), (20, 70, 64, 16)]
+    ("tokens", "window", "slots", "head_dim", "halves"),
+    [(60, 24, 16, 16, False), (50, 40, 40, 20, False), (30, 12, 5, 16, True), (20, 70, 64, 16, False)],
 )
-def test_pulse_grid_to_the_bit(tokens: int, window: int, slots: int, head_dim: int) -> None:
+def test_pulse_grid_to_the_bit(tokens: int, window: int, slots: int, head_dim: int, halves: bool) -> None:
     geometry = Geometry(window, slots)
     query, cells, around = whole_numbers(tokens, head_dim, geometry)
+    if halves:  # a quarter of all pulses lies between two whole ones
+        flat = torch.ones_like(cells.weight_k)
+        cells, around = replace(cells, weight_k=flat / 128, weight_v=flat * 32), replace(around, grid=0.1 / 32)
     expected = dense_whole_numbers(query, cells, geometry, around)
     assert expected.unique().numel() > 8
     out, _ = gpu.attention_forward(query, cells, geometry, around)
