@@ -111,9 +111,10 @@ def test_decode_is_the_last_row_of_prefill(images: tuple[int, int], effects: dic
 def test_pulse_grid_to_the_bit(tokens: int, window: int, slots: int, head_dim: int, halves: bool) -> None:
     geometry = Geometry(window, slots)
     query, cells, around = whole_numbers(tokens, head_dim, geometry)
-    if halves:  # a quarter of all pulses lies between two whole ones
+    if halves:  # a quarter of all pulses lies between two whole ones, and some charges above the highest code
         flat = torch.ones_like(cells.weight_k)
-        cells, around = replace(cells, weight_k=flat / 128, weight_v=flat * 32), replace(around, grid=0.1 / 32)
+        cells = replace(cells, weight_k=flat / 128, weight_v=flat * 32)
+        around = Circuits(Readout(STEP, 11.0), grid=0.1 / 32)
     expected = dense_whole_numbers(query, cells, geometry, around)
     assert expected.unique().numel() > 8
     out, _ = gpu.attention_forward(query, cells, geometry, around)
