@@ -108,9 +108,7 @@ def attention_backward(
     return results
 
 
-def attention_decode(
-    query: Tensor, cells: Cells, position: Tensor, geometry: Geometry, circuits: Circuits
-) -> Tensor:  # fmt: skip
+def attention_decode(query: Tensor, cells: Cells, position: Tensor, geometry: Geometry, circuits: Circuits) -> Tensor:
     """Compute attention of one query for each head on rings of ``window`` slots, read where they lie.
 
     Args:

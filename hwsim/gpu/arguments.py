@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hwsim.native import MOST_IMAGES, Cells, Circuits, Geometry
+from hwsim.native import MOST_IMAGES, Cells, Circuits, Geometry, Noise
 
 SMALLEST = 16
 """Queries, slots and dimensions of a program, at least: there are no smaller products."""
@@ -82,10 +82,25 @@ class Slopes(NamedTuple):
 
 
 class Call:
-    """One call's arguments; raises ``ValueError`` where a tensor has another shape, type or device."""
+    """One call's arguments, in the groups that the kernels take.
+
+    Args:
+        query: (n, queries, head_dim); its device is that of all tensors.
+        cells: As in the functions of this package, as are ``geometry`` and ``circuits``.
+        geometry: Where tokens lie.
+        circuits: Everything between the cells and the output.
+
+    Attributes:
+        count: n, heads of all sequences.
+        images: How many images keys and values have.
+        blocks: R queries, C slots and D dimensions of a program.
+
+    Raises:
+        ValueError: If a tensor has another shape, type or device, or more stands beside a pulse grid than it knows.
+    """
 
     def __init__(self, query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits) -> None:
-        readout, noise, tiles = circuits.readout, circuits.noise, geometry.tiles
+        readout, tiles = circuits.readout, geometry.tiles
         self.where, self.shape, self.window, self.keys = query.device, query.shape, geometry.window, cells.key.shape[2]
         self.count, queries, self.dims = query.shape
         per_head = [x for x in (readout.gain, readout.offset, circuits.score_offset) if x is not None]
@@ -105,25 +120,15 @@ class Call:
             heads, queries, self.keys, self.dims, geometry.window, slots, tiles, geometry.query_start,
             geometry.key_start,
         )  # fmt: skip
-        columns, places = (heads, tiles, self.dims), (self.count, queries, tiles)
-        sigma = place = charge_place = pool = charge = None
-        if noise is not None:
-            pool, charge = self.checked("pool", noise.pool, noise.pool.shape), noise.charge
-            if noise.score_sigma is not None:
-                sigma = self.checked("score_sigma", noise.score_sigma, (self.count, queries))
-                place = self._places("score_start", noise.score_start, places)
-            if charge is not None:
-                charge_place = self._places("charge_start", noise.charge_start, places)
         offset = self._optional("score_offset", circuits.score_offset, (heads, geometry.window))
+        of_scores, of_charges = self._noise(circuits.noise, (self.count, queries, tiles))
         self.scoring = Scoring(
-            self.query, self.cells.key, self.cells.weight_k, self.cells.constant_k, offset, sigma, place,
-            None if sigma is None else pool,
-        )  # fmt: skip
+            self.query, self.cells.key, self.cells.weight_k, self.cells.constant_k, offset, *of_scores
+        )
         self.charging = Charging(
-            self.cells.value, self.cells.weight_v, self.cells.constant_v, circuits.grid, charge, charge_place,
-            None if charge is None else pool,
-        )  # fmt: skip
-        stepped = readout.step > 0.0
+            self.cells.value, self.cells.weight_v, self.cells.constant_v, circuits.grid, *of_charges
+        )
+        columns, stepped = (heads, tiles, self.dims), readout.step > 0.0
         self.converting = Converting(
             self._optional("gain", readout.gain, columns), self._optional("offset", readout.offset, columns),
             float(readout.step) if stepped else 1.0, 1.0 / readout.step if stepped else None, float(readout.top),
@@ -170,6 +175,20 @@ class Call:
             made[0], made[2], made[1], made[3], self._optional("constant_k", cells.constant_k, (self.window,)),
             self._optional("constant_v", cells.constant_v, (self.window,)),
         )  # fmt: skip
+
+    def _noise(self, noise: Noise | None, places: tuple[int, int, int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return deviation, places and pool of the noise of the scores, and likewise of the charges."""
+        scores: tuple[Any, ...] = (None, None, None)
+        charges = scores
+        if noise is None:
+            return scores, charges
+        pool = self.checked("pool", noise.pool, noise.pool.shape)
+        if noise.score_sigma is not None:
+            sigma = self.checked("score_sigma", noise.score_sigma, places[:2])
+            scores = sigma, self._places("score_start", noise.score_start, places), pool
+        if noise.charge is not None:
+            charges = noise.charge, self._places("charge_start", noise.charge_start, places), pool
+        return scores, charges
 
     def _optional(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         return None if x is None else self.checked(name, x, shape)
