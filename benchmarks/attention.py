@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from device_models import DeviceModel, load_device
 from hwsim import Die, attention_kernel, emulate, gain_cell_attention, naive_gain_cell_attention, native
-from hwsim.functional.native_loop import Kernel
+from hwsim.functional.kernel_loop import Kernel
 from hwsim.functional.ring import RingBuffer
 
 HEADS, DIMS, WINDOW, PERIOD = 8, 64, 1024, 7.8e-7

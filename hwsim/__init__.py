@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hwsim.events import EventCounts
     from hwsim.functional.attention import naive_gain_cell_attention
     from hwsim.functional.attention_tiled import gain_cell_attention
-    from hwsim.functional.native_loop import attention_kernel
+    from hwsim.functional.kernel_loop import attention_kernel
     from hwsim.integrations.ring_cache import ring_cache
     from hwsim.integrations.transformers import emulate, noise_key, restore, token_latency_s
     from hwsim.linear import BitLinear
@@ -36,7 +36,7 @@ _HOME = {
     "RangeScaler": "modules",
     "adapt_range_scalers": "adaptation",
     "analytic_events": "analytic",
-    "attention_kernel": "functional.native_loop",
+    "attention_kernel": "functional.kernel_loop",
     "calibrate_linear_arrays": "linear_calibration",
     "calibrate_range_scalers": "calibration",
     "calibrate_readout": "calibration",

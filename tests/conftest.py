@@ -9,6 +9,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhe
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have kernels in Triton interpreted unless a GPU is asked for; Triton looks at this once, when it is imported."""
+    if "gpu" not in config.option.markexpr:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes minutes, unless ``-m`` asks for it."""
     if "slow" not in config.option.markexpr:

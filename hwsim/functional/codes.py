@@ -27,8 +27,8 @@ from hwsim.functional.attention import written_voltage_offset
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import CellDeviations, decays_in_proportion, pulse_jitter, write_is_noisy
 from hwsim.functional.circuits import Circuits
+from hwsim.functional.kernel_loop import attention_kernel, circuits_for_kernels, in_c
 from hwsim.functional.layout import Stretch
-from hwsim.functional.native_loop import attention_kernel, circuits_in_c, in_c
 from hwsim.functional.quantise import count_levels
 from hwsim.functional.reads import Place, pulse_steps
 from hwsim.functional.tables import AttentionTables
@@ -143,7 +143,7 @@ def _in_c(
     ]
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
     grid = None if steps is None else codes.value / steps
-    call = _Call(weights[0], weights[1], geometry, circuits_in_c(circuits, geometry, grid), codes, device)
+    call = _Call(weights[0], weights[1], geometry, circuits_for_kernels(circuits, geometry, grid), codes, device)
     return _InC.apply(query, key, value, counts, *images, call)
 
 

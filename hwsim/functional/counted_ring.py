@@ -12,7 +12,7 @@ from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
 from hwsim import native
 from hwsim.functional.codes import Codes
-from hwsim.functional.native_loop import wants_c
+from hwsim.functional.kernel_loop import wants_c
 from hwsim.functional.quantise import count_levels
 from hwsim.functional.reads import pulse_steps
 from hwsim.functional.tables import AttentionTables

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from device_models.linear_array import INPUT_BITS, LinearArray
 from hwsim.functional.conversion_noise import Conversions, PlacedNoise
-from hwsim.functional.native_loop import wants_c
+from hwsim.functional.kernel_loop import wants_c
 from hwsim.functional.whole_products import (
     SCRATCH,
     TileWeights,

@@ -24,8 +24,8 @@ from device_models.schema import DeviceModel
 from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages, Step, Workspace
 from hwsim.functional.circuits import Circuits
+from hwsim.functional.kernel_loop import attention_kernel, kernel_loop
 from hwsim.functional.layout import Stretch
-from hwsim.functional.native_loop import attention_kernel, native_loop
 
 Cells = CellImages | AgedCells
 
@@ -92,13 +92,13 @@ class _TileLoop(torch.autograd.Function):
     def forward(
         ctx: Any, pulses: Tensor, keys: Tensor, values: Tensor, arrays: Arrays, circuits: Circuits, stretch: Stretch
     ) -> Tensor:
-        in_c = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
-        loop = in_c or _Loop(pulses, arrays, circuits, stretch)
+        kernels = kernel_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
+        loop = kernels or _Loop(pulses, arrays, circuits, stretch)
         needed = any(ctx.needs_input_grad)
         out, ctx.gates = loop.forward(save=needed)
         if needed:  # tensors only as saved ones, which checkpoints drop and make again
             ctx.save_for_backward(pulses, keys, values, arrays.keys.states, arrays.values.states)
-            ctx.arrays, ctx.facts = arrays.without_states(), (circuits, stretch, in_c is not None)
+            ctx.arrays, ctx.facts = arrays.without_states(), (circuits, stretch, kernels.kind if kernels else "torch")
         return out
 
     @staticmethod
@@ -106,10 +106,10 @@ class _TileLoop(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("attention on gain cells has no second derivative: leave out create_graph=True")
         pulses, *states = ctx.saved_tensors
-        circuits, stretch, in_c = ctx.facts
+        circuits, stretch, kind = ctx.facts
         arrays = ctx.arrays.with_states(*states)
-        with attention_kernel("native" if in_c else "torch"):  # what the forward pass took: it made the gates
-            again = native_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
+        with attention_kernel(kind):  # what the forward pass took: it made the gates
+            again = kernel_loop(pulses, (arrays.keys, arrays.values), arrays.behind, circuits, stretch)
         loop: Any = again or _Loop(pulses, arrays, circuits, stretch)
         return (*loop.backward(grads[0].contiguous(), ctx.gates), None, None, None)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hwsim.native.arguments import MULTIPLE, Arguments, Unavailable, check
+from hwsim.native.arguments import MULTIPLE, Arguments, check
+from hwsim.native.arguments import Unavailable as Unavailable
 from hwsim.native.build import Built, load
 from hwsim.native.codes import Ring as Ring
 from hwsim.native.codes import convert as convert

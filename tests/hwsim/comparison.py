@@ -28,6 +28,10 @@ EVERY_EFFECT: Mapping[str, object] = {
 NO_REFRESH = {"refresh.kind": "none"}
 CONTINUOUS_READOUT = {"readout.bits": None, "readout.codes": "ideal"}
 SURROGATE = {"cell.backward": "linear", "cell.surrogate_slope": "19.3 uA/V"}
+KNOWN = {
+    "retention.tau_sigma_ln": 0.0, "input.jitter": "0 s", "readout.inl": 0.0, "readout.dnl": 0.0, "readout.noise": 0.0,
+}  # fmt: skip
+"""Without what the kernels in C and in Triton leave to PyTorch."""
 
 _LOADED: dict[str, DeviceModel] = {}
 
@@ -40,6 +44,13 @@ def every_effect(**overrides: object) -> DeviceModel:
         kept = {key: value for key, value in EVERY_EFFECT.items() if key not in gone}
         _LOADED[wish] = load_device("gaincell_28nm", {**kept, **overrides})
     return _LOADED[wish]
+
+
+def known(window: int, slots: int, **more: object) -> DeviceModel:
+    """A device whose effects the kernels in C and in Triton know."""
+    gone = {"readout.inl", "readout.dnl", "readout.noise"} if "readout.bits" in more else set()
+    kept = {key: value for key, value in KNOWN.items() if key not in gone}
+    return load_device("gaincell_28nm", {"window.tokens": window, "tile.slots": slots, **kept, **more})
 
 
 def inputs(

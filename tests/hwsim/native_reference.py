@@ -1,4 +1,4 @@
-"""What the C kernels compute, written densely in float64, and inputs for it."""
+"""What the kernels in C and in Triton compute, written densely in float64, inputs for it, and the comparison."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hwsim.native import Cells, Circuits, Geometry, Noise, Readout
+from tests import tolerances
 
 POOL = 20000
 
@@ -111,3 +112,75 @@ def circuits(
         drawn = Noise(torch.randn(POOL, generator=rng), sigma, start, (0.1, 0.04, 0.01), start2)
         found = replace(found, noise=drawn)
     return found
+
+
+def newest(
+    query: Tensor, cells: Cells, geometry: Geometry, around: Circuits
+) -> tuple[Tensor, Cells, Tensor, Geometry, Circuits]:
+    """Return what decodes the last query: rings that hold the tokens by slot, and the noise of that query alone."""
+    tokens, window = query.shape[1], geometry.window
+    last = torch.arange(max(0, tokens - window), tokens)
+    rings = [torch.full((*x.shape[:2], window, x.shape[3]), 7.0) for x in (cells.key, cells.value)]
+    for ring, x in zip(rings, (cells.key, cells.value), strict=True):
+        ring[:, :, last % window] = x[:, :, last]
+    n = around.noise
+    if n is not None:
+        assert n.score_sigma is not None and n.score_start is not None and n.charge_start is not None
+        own = Noise(n.pool, n.score_sigma[:, -1:], n.score_start[:, -1:], n.charge, n.charge_start[:, -1:])
+        around = replace(around, noise=own)
+    position = torch.full((query.shape[0],), tokens - 1)
+    return query[:, -1:], replace(cells, key=rings[0], value=rings[1]), position, geometry, around
+
+
+def straight_through(
+    query: Tensor, cells: Cells, slopes: Cells, geometry: Geometry, around: Circuits, weight: Tensor
+) -> Tensor:
+    """Return what has the gradient of the smooth products, with the clips of the exact ones."""
+    t = torch.arange(query.shape[1])
+    age = t[:, None] - t
+    live, at = (age >= 0) & (age < geometry.window), age.clamp(0, geometry.window - 1)
+
+    def scores(c: Cells) -> Tensor:
+        parts = [(query @ c.key[:, i].mT) * c.weight_k[i].double()[at] for i in range(c.key.shape[1])]
+        return torch.stack(parts).sum(0)
+
+    exact, smooth = scores(cells).detach(), scores(slopes)
+    phi = torch.nn.functional.hardtanh(smooth + (exact - smooth).detach(), 0, 1) * live
+    total = query.new_zeros(())
+    for j in range(geometry.tiles):
+        inside = t % geometry.window // geometry.slots == j
+
+        def charge(c: Cells, inside: Tensor = inside) -> Tensor:
+            parts = [
+                (phi * c.weight_v[i].double()[at])[..., inside] @ c.value[:, i, inside] for i in range(c.value.shape[1])
+            ]
+            return torch.stack(parts).sum(0)
+
+        x, y = charge(cells).detach(), charge(slopes)
+        total = total + (torch.nn.functional.hardtanh(y + (x - y).detach()) * weight).sum()
+    return total
+
+
+def weight_of(out: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, out.numel()).mul(7).cos().view_as(out)
+
+
+def doubles(query: Tensor, cells: Cells) -> tuple[Tensor, Cells]:
+    q, key, value = (x.double().requires_grad_() for x in (query, cells.key, cells.value))
+    return q, replace(cells, key=key, value=value)
+
+
+def assert_codes(found: Tensor, expected: Tensor, step: float, *, flips: int = 0) -> None:
+    """Compare outputs; a share of them, or ``flips`` where that is more, may lie one step apart."""
+    error = (found - expected).abs()
+    apart = error > tolerances.FLOAT32 * expected.abs().max().clamp(min=1.0)
+    allowed = max(flips, tolerances.NATIVE_FLIPS * apart.numel())
+    assert apart.sum() <= allowed, f"{apart.sum()} of {apart.numel()} outputs differ"
+    assert error.max() <= step * 1.001 + tolerances.FLOAT32 * expected.abs().max().clamp(min=1.0)
+
+
+def assert_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for name, a, b in zip(("query", "key", "value"), found, expected, strict=True):
+        assert a.shape == b.shape and torch.isfinite(a).all(), name
+        error = (a - b).square().mean().sqrt() / b.abs().max().clamp(min=1e-30)
+        assert error <= tolerances.FLOAT32_GRADIENT, f"{name}: {error:.3g}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from device_models import DeviceModel, InputError, load_device
-from hwsim import Die, attention_kernel, gain_cell_attention, naive_gain_cell_attention, native
+from hwsim import Die, attention_kernel, gain_cell_attention, gpu, naive_gain_cell_attention, native
 from hwsim.functional.codes import Codes, codes_of
 from hwsim.functional.quantise import count_levels, quantise_levels
 from hwsim.functional.reads import Place, sequence_keys
@@ -63,6 +63,20 @@ def test_every_way_gives_the_same_bits(
     assert found[0].abs().max() > 0.05
     for other in found[1:]:
         assert torch.equal(found[0], other)
+
+
+@pytest.mark.skipif(bool(gpu.unavailable(torch.device("cpu"))), reason="Triton is not installed, or not interpreted")
+@pytest.mark.parametrize(
+    ("sizes", "window", "slots"), [((1, 2, 1, 70, 16), 40, 16), ((2, 2, 2, 40, 8), 10, 7), ((1, 1, 1, 66, 64), 64, 64)]
+)
+def test_triton_gives_the_same_bits_on_a_grid(sizes: tuple[int, int, int, int, int], window: int, slots: int) -> None:
+    device, tensors = linear(window, slots, **GRID), inputs(*sizes, dtype=torch.float32)
+    found = []
+    for kernel in ("torch", "triton"):
+        with attention_kernel(kernel):  # type: ignore[arg-type]
+            found.append(values_and_gradients(gain_cell_attention, tensors, device, PERIOD))
+    assert torch.equal(found[0][0], found[1][0])
+    assert_same(found[1], found[0], tolerances.FLOAT32, step=1 / 15, flips=0.0)
 
 
 @pytest.mark.parametrize("tokens", [130, 200])

@@ -11,8 +11,17 @@ from torch import Tensor
 
 from hwsim import native
 from hwsim.native import Cells, Circuits, Geometry, Noise, Readout, build
-from tests import tolerances
-from tests.hwsim.native_reference import circuits, dense_attention, inputs
+from tests.hwsim.native_reference import (
+    assert_codes,
+    assert_gradients,
+    circuits,
+    dense_attention,
+    doubles,
+    inputs,
+    newest,
+    straight_through,
+    weight_of,
+)
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason=f"no native kernel: {build.load()}")
 each_variant = pytest.mark.parametrize("variant", list(build.VARIANTS))
@@ -81,15 +90,15 @@ def test_gradient_of_other_cells(variant):
     _, slopes = inputs(100, 64, geometry, (1, 1), seed=5)
     around = circuits(100, 64, geometry)
     out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
-    weight = _weight(out)
+    weight = weight_of(out)
     found = native.attention_backward(
         weight, query, cells, geometry, around, saturated, slopes=slopes, variant=variant
     )  # fmt: skip
 
-    q, smooth = _doubles(query, slopes)
+    q, smooth = doubles(query, slopes)
     exact = Cells(cells.key.double(), cells.value.double(), cells.weight_k, cells.weight_v)
-    expected = _straight_through(q, exact, smooth, geometry, around, weight.double())
-    _assert_gradients(found, torch.autograd.grad(expected, (q, smooth.key, smooth.value)))
+    expected = straight_through(q, exact, smooth, geometry, around, weight.double())
+    assert_gradients(found, torch.autograd.grad(expected, (q, smooth.key, smooth.value)))
 
 
 @needs_compiler
@@ -103,7 +112,7 @@ def test_chunk_continues_the_sequence(variant, start):
     part, _ = native.attention_forward(
         query[:, start:], cells, replace(geometry, query_start=start), around, variant=variant
     )
-    _assert_codes(part, whole[:, start:].double(), 1 / 15)
+    assert_codes(part, whole[:, start:].double(), 1 / 15)
     first = max(0, start - 99)
     kept = Cells(cells.key[:, :, first:], cells.value[:, :, first:], cells.weight_k, cells.weight_v)
     geometry = replace(geometry, query_start=start, key_start=first)
@@ -119,20 +128,8 @@ def test_decode_is_the_last_row_of_prefill(variant, images, mismatch, noise, tok
     query, cells = inputs(tokens, 80, geometry, images, constant=noise)
     around = circuits(tokens, 80, geometry, mismatch=mismatch, noise=noise)
     expected, _ = native.attention_forward(query, cells, geometry, around, variant=variant)
-    newest = torch.arange(max(0, tokens - 100), tokens)
-    rings = [torch.full((*x.shape[:2], 100, 80), 7.0) for x in (cells.key, cells.value)]
-    for ring, x in zip(rings, (cells.key, cells.value), strict=True):
-        ring[:, :, newest % 100] = x[:, :, newest]
-    if noise:
-        n = around.noise
-        assert n is not None and n.score_sigma is not None and n.score_start is not None and n.charge_start is not None
-        last = Noise(n.pool, n.score_sigma[:, -1:], n.score_start[:, -1:], n.charge, n.charge_start[:, -1:])
-        around = replace(around, noise=last)
-    out = native.attention_decode(
-        query[:, -1:], replace(cells, key=rings[0], value=rings[1]), torch.full((4,), tokens - 1), geometry, around,
-        variant=variant,
-    )  # fmt: skip
-    _assert_codes(out, expected[:, -1:].double(), 1 / 15)
+    out = native.attention_decode(*newest(query, cells, geometry, around), variant=variant)
+    assert_codes(out, expected[:, -1:].double(), 1 / 15)
 
 
 @needs_compiler
@@ -145,7 +142,7 @@ def test_threads_do_not_change_a_bit(variant):
     def all_results(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
-        grads = native.attention_backward(_weight(out), query, cells, geometry, around, saturated, variant=variant)
+        grads = native.attention_backward(weight_of(out), query, cells, geometry, around, saturated, variant=variant)
         ring = Cells(*(x[:, :, :100].contiguous() for x in (cells.key, cells.value)), cells.weight_k, cells.weight_v)
         plain = circuits(300, 64, geometry)
         return [out, *grads, native.attention_decode(query[:, :1], ring, torch.arange(4), geometry, plain)]
@@ -221,61 +218,9 @@ def test_processes_build_side_by_side(tmp_path, monkeypatch):
 
 def _compare(query: Tensor, cells: Cells, geometry: Geometry, around: Circuits, variant: str) -> None:
     out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
-    q, doubles = _doubles(query, cells)
-    expected = dense_attention(q, doubles, geometry, around)
-    _assert_codes(out, expected, around.readout.step)
-    weight = _weight(out)
+    q, precise = doubles(query, cells)
+    expected = dense_attention(q, precise, geometry, around)
+    assert_codes(out, expected, around.readout.step)
+    weight = weight_of(out)
     found = native.attention_backward(weight, query, cells, geometry, around, saturated, variant=variant)
-    _assert_gradients(found, torch.autograd.grad((expected * weight).sum(), (q, doubles.key, doubles.value)))
-
-
-def _straight_through(
-    query: Tensor, cells: Cells, slopes: Cells, geometry: Geometry, around: Circuits, weight: Tensor
-) -> Tensor:
-    """Return what has the gradient of the smooth products, with the clips of the exact ones."""
-    t = torch.arange(query.shape[1])
-    age = t[:, None] - t
-    live, at = (age >= 0) & (age < geometry.window), age.clamp(0, geometry.window - 1)
-
-    def scores(c: Cells) -> Tensor:
-        parts = [(query @ c.key[:, i].mT) * c.weight_k[i].double()[at] for i in range(c.key.shape[1])]
-        return torch.stack(parts).sum(0)
-
-    exact, smooth = scores(cells).detach(), scores(slopes)
-    phi = torch.nn.functional.hardtanh(smooth + (exact - smooth).detach(), 0, 1) * live
-    total = query.new_zeros(())
-    for j in range(geometry.tiles):
-        inside = t % geometry.window // geometry.slots == j
-
-        def charge(c: Cells, inside: Tensor = inside) -> Tensor:
-            parts = [
-                (phi * c.weight_v[i].double()[at])[..., inside] @ c.value[:, i, inside] for i in range(c.value.shape[1])
-            ]
-            return torch.stack(parts).sum(0)
-
-        x, y = charge(cells).detach(), charge(slopes)
-        total = total + (torch.nn.functional.hardtanh(y + (x - y).detach()) * weight).sum()
-    return total
-
-
-def _weight(out: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, out.numel()).mul(7).cos().view_as(out)
-
-
-def _doubles(query: Tensor, cells: Cells) -> tuple[Tensor, Cells]:
-    q, key, value = (x.double().requires_grad_() for x in (query, cells.key, cells.value))
-    return q, replace(cells, key=key, value=value)
-
-
-def _assert_codes(found: Tensor, expected: Tensor, step: float) -> None:
-    error = (found - expected).abs()
-    apart = error > tolerances.FLOAT32 * expected.abs().max().clamp(min=1.0)
-    assert apart.double().mean() <= tolerances.NATIVE_FLIPS, f"{apart.sum()} of {apart.numel()} outputs differ"
-    assert error.max() <= step * 1.001 + tolerances.FLOAT32 * expected.abs().max().clamp(min=1.0)
-
-
-def _assert_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for name, a, b in zip(("query", "key", "value"), found, expected, strict=True):
-        assert a.shape == b.shape and torch.isfinite(a).all(), name
-        error = (a - b).square().mean().sqrt() / b.abs().max().clamp(min=1e-30)
-        assert error <= tolerances.FLOAT32_GRADIENT, f"{name}: {error:.3g}"
+    assert_gradients(found, torch.autograd.grad((expected * weight).sum(), (q, precise.key, precise.value)))

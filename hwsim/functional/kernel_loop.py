@@ -1,6 +1,6 @@
-"""Whether the kernels in C compute a tile loop, and the tile loop in their words.
+"""Whether kernels compute a tile loop, in C or in Triton, and the tile loop in their words.
 
-They leave out pulse jitter, digitised scores, noise and code errors of the readout, and cells with time constants of
+Both leave out pulse jitter, digitised scores, noise and code errors of the readout, and cells with time constants of
 their own; ``tile_loop`` does all of it.
 """
 
@@ -16,24 +16,28 @@ import torch
 from torch import Tensor
 
 from device_models.converters import highest_code
-from hwsim import native
+from hwsim import gpu, native
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import full_scale_current
 from hwsim.functional.circuits import Circuits
 from hwsim.functional.layout import Stretch
 from hwsim.randomness import normal_pool
 
-Kernel = Literal["auto", "torch", "native"]
+Kernel = Literal["auto", "torch", "native", "triton"]
+_KERNELS = {"native": native, "triton": gpu}
 _WANTED: ContextVar[Kernel] = ContextVar("hwsim_attention_kernel", default="auto")
 
 
 @contextmanager
 def attention_kernel(kernel: Kernel) -> Iterator[None]:
-    """Choose what computes attention inside the block, on a CPU in float32.
+    """Choose what computes attention inside the block, in float32.
 
     Args:
-        kernel: ``auto`` takes the kernels in C where there is a compiler and they know all effects of the device,
-            ``torch`` never, ``native`` wherever they know them, and fails where they were not built.
+        kernel: ``auto`` takes the kernels in C for tensors on the CPU where there is a compiler, those in Triton for
+            tensors on CUDA devices where Triton is installed, and neither where they do not know an effect of the
+            device. ``torch`` takes none. ``native`` takes those in C on the CPU wherever they know the effects, and
+            fails where they were not built; ``triton`` those in Triton likewise, on any device, and fails where it
+            is not installed, and on a CPU unless TRITON_INTERPRET=1 was set before Python started.
     """
     token = _WANTED.set(kernel)
     try:
@@ -43,10 +47,11 @@ def attention_kernel(kernel: Kernel) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class NativeLoop:
+class KernelLoop:
     """One tile loop as the kernels take it.
 
     Attributes:
+        kind: Which kernels.
         query: (n, queries, d) pulses.
         cells: What the forward direction multiplies by.
         slopes: What the gradients are those of; None where they are the same.
@@ -54,6 +59,7 @@ class NativeLoop:
         circuits: Between the products and behind them.
     """
 
+    kind: Literal["native", "triton"]
     query: Tensor
     cells: native.Cells
     slopes: native.Cells | None
@@ -62,18 +68,18 @@ class NativeLoop:
 
     def forward(self, *, save: bool) -> tuple[Tensor, Tensor | None]:
         """Return the output, and where converters clip."""
-        return native.attention_forward(self.query, self.cells, self.geometry, self.circuits, save=save)
+        return _KERNELS[self.kind].attention_forward(self.query, self.cells, self.geometry, self.circuits, save=save)
 
     def backward(self, grad: Tensor, saturated: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients by pulses, key images and value images."""
-        return native.attention_backward(
+        return _KERNELS[self.kind].attention_backward(
             grad, self.query, self.cells, self.geometry, self.circuits, saturated, slopes=self.slopes
         )
 
 
-def native_loop(
+def kernel_loop(
     pulses: Tensor, exact: tuple[object, object], behind: tuple[object, object], circuits: Circuits, stretch: Stretch
-) -> NativeLoop | None:
+) -> KernelLoop | None:
     """Return the loop for the kernels; None where they do not compute it, or are not to.
 
     Args:
@@ -83,11 +89,15 @@ def native_loop(
         circuits: Everything between the products.
         stretch: Which tokens.
     """
+    device = circuits.device
     keys, values = exact
     if not isinstance(keys, CellImages) or not isinstance(values, CellImages):
         return None
     most = max(len(cells.bands) for cells in (*exact, *behind) if isinstance(cells, CellImages))
-    if most > native.MOST_IMAGES or not in_c(circuits, pulses):
+    if most > native.MOST_IMAGES or not _known(circuits, pulses):
+        return None
+    kind = _kind(pulses.device)
+    if kind is None:
         return None
     device = circuits.device
     slopes = None
@@ -96,24 +106,37 @@ def native_loop(
         slopes = _cells(behind[0], behind[1], circuits)
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
     grid = None if values.grid is None else values.grid[0]
-    return NativeLoop(pulses, _cells(keys, values, circuits), slopes, geometry, circuits_in_c(circuits, geometry, grid))
+    around = circuits_for_kernels(circuits, geometry, grid)
+    return KernelLoop(kind, pulses, _cells(keys, values, circuits), slopes, geometry, around)
 
 
 def in_c(circuits: Circuits, like: Tensor) -> bool:
-    """Whether the kernels compute what these circuits do, on tensors like this one, and are to."""
-    if like.device.type != "cpu" or like.dtype != torch.float32 or not _known(circuits):
-        return False
-    return circuits.device.tile.assignment == "ring" and wants_c()
+    """Whether the kernels in C compute what these circuits do, on tensors like this one, and are to."""
+    return like.device.type == "cpu" and _known(circuits, like) and wants_c()
 
 
 def wants_c() -> bool:
-    """Whether the kernels are to compute what they can."""
+    """Whether the kernels in C are to compute what they can."""
+    return _kind(torch.device("cpu")) == "native"
+
+
+def _kind(where: torch.device) -> Literal["native", "triton"] | None:
+    """Return which kernels are to compute with tensors of a device."""
     wanted = _WANTED.get()
-    return wanted == "native" or (wanted == "auto" and bool(native.available()))
+    if wanted == "auto" and where.type == "cpu":
+        return "native" if native.available() else None
+    if wanted == "auto":
+        return None if gpu.unavailable(where) else "triton"
+    if wanted == "triton" or (wanted == "native" and where.type == "cpu"):
+        return wanted
+    return None
 
 
-def _known(circuits: Circuits) -> bool:
+def _known(circuits: Circuits, like: Tensor) -> bool:
+    """Whether the kernels know all effects of circuits, on tensors like this one."""
     readout, place = circuits.device.readout, circuits.place
+    if like.dtype != torch.float32 or circuits.device.tile.assignment != "ring":
+        return False
     if circuits.jitter or circuits.device.readout_qk.bits is not None or circuits.full_scale is not None:
         return False
     if place.die is not None and circuits.step is not None and (readout.inl or readout.dnl):
@@ -142,7 +165,7 @@ def _cells(keys: CellImages, values: CellImages, circuits: Circuits) -> native.C
     )  # fmt: skip
 
 
-def circuits_in_c(circuits: Circuits, geometry: native.Geometry, grid: float | None = None) -> native.Circuits:
+def circuits_for_kernels(circuits: Circuits, geometry: native.Geometry, grid: float | None = None) -> native.Circuits:
     """Return circuits as the kernels take them; ``grid`` is the charge [1] of one step of the pulse grid."""
     device, place = circuits.device, circuits.place
     readout, noise, die = device.readout, None, place.die
@@ -153,7 +176,7 @@ def circuits_in_c(circuits: Circuits, geometry: native.Geometry, grid: float | N
         if circuits.step is not None and readout.offset_sigma:
             offset = circuits.columns("readout offset").mul(readout.offset_sigma)
         if circuits.offset:
-            slots = torch.arange(geometry.window)
+            slots = torch.arange(geometry.window, device=circuits.like.device)
             score_offset = circuits.per_head(
                 die.columns("phi", circuits.kv_heads, slots).to(circuits.like) * circuits.offset
             )
@@ -161,7 +184,7 @@ def circuits_in_c(circuits: Circuits, geometry: native.Geometry, grid: float | N
         scores, charges = circuits.noisy_scores, circuits.noisy_charge
         full = full_scale_current(device) / device.saturation.av
         noise = native.Noise(
-            normal_pool(torch.device("cpu")),
+            normal_pool(circuits.like.device),
             circuits.line if scores else None,
             circuits.places("score", device.tile.slots) if scores else None,
             (full, device.noise.white**2, device.noise.flicker**2) if charges else None,

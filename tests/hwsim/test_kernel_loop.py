@@ -5,23 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from device_models import DeviceModel, load_device
 from hwsim import Die, attention_kernel, gain_cell_attention, native
 from hwsim.functional import tile_loop
 from tests import tolerances
-from tests.hwsim.comparison import CONTINUOUS_READOUT, PERIOD, SURROGATE, assert_same, inputs, values_and_gradients
+from tests.hwsim.comparison import (
+    CONTINUOUS_READOUT,
+    PERIOD,
+    SURROGATE,
+    assert_same,
+    inputs,
+    known,
+    values_and_gradients,
+)
 
-KNOWN = {
-    "retention.tau_sigma_ln": 0.0, "input.jitter": "0 s", "readout.inl": 0.0, "readout.dnl": 0.0, "readout.noise": 0.0,
-}  # fmt: skip
 NO_KERNEL = pytest.mark.skipif(not native.available(), reason="no C compiler made the kernels")
-
-
-def known(window: int, slots: int, **more: object) -> DeviceModel:
-    """A device whose effects the kernels know."""
-    gone = {"readout.inl", "readout.dnl", "readout.noise"} if "readout.bits" in more else set()
-    kept = {key: value for key, value in KNOWN.items() if key not in gone}
-    return load_device("gaincell_28nm", {"window.tokens": window, "tile.slots": slots, **kept, **more})
 
 
 @NO_KERNEL
@@ -62,8 +59,8 @@ def test_kernels_in_c(
 def test_an_effect_that_they_do_not_know_is_never_lost(
     effect: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, choose = [], tile_loop.native_loop
-    monkeypatch.setattr(tile_loop, "native_loop", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    chosen, choose = [], tile_loop.kernel_loop
+    monkeypatch.setattr(tile_loop, "kernel_loop", lambda *given: chosen.append(choose(*given)) or chosen[-1])
     tensors = inputs(1, 1, 1, 70, 16, torch.float32)
     for device in (known(64, 32, **effect), known(64, 32)):
         gain_cell_attention(*tensors, device, token_period_s=PERIOD, die=Die(1, device), read_key=1)
