@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from device_models.cell import polynomial
+from device_models.retention import threshold_drift
 from device_models.schema import DeviceModel
+from device_models.variability import capacitor_sigma
 from hwsim import native
 from hwsim.functional.attention import written_voltage_offset
 from hwsim.functional.cell_products import CellImages
@@ -63,7 +65,9 @@ def codes_of(device: DeviceModel, place: Place) -> Codes | None:
     if levels is None or storage.levels is None or max(levels, storage.levels) > MOST_LEVELS or device.input.signed:
         return None
     jitters = device.input.jitter and pulse_jitter(device, device.cost.time_qk)
-    if place.die is not None or (place.keys is not None and (jitters or write_is_noisy(device))):
+    if (place.die is not None and _deviates(device)) or (
+        place.keys is not None and (jitters or write_is_noisy(device))
+    ):
         return None
     k0, k1, k2, k3 = polynomial(device.cell)
     one_factor = decays_in_proportion(device, CellDeviations()) and device.refresh.kind == "none"
@@ -76,6 +80,17 @@ def codes_of(device: DeviceModel, place: Place) -> Codes | None:
     unit = k1 * half
     return Codes(
         levels, storage.levels, half, unit / (levels - 1) / device.saturation.qk, unit / device.saturation.av
+    )  # fmt: skip
+
+
+def _deviates(device: DeviceModel) -> bool:
+    """Whether cells or row converters of a chip differ from the design in any way."""
+    variability, write, retention = device.variability, device.write, device.retention
+    return bool(
+        variability.gain_sigma or variability.offset_sigma or threshold_drift(device)
+        or write.dac_inl or capacitor_sigma(device) or write.pedestal_mean or write.pedestal_gain
+        or write.pedestal_sigma or device.input.inl or device.wire.resistance * device.wire.cell_current
+        or (device.decays and retention.tau_sigma_ln)
     )  # fmt: skip
 
 

@@ -231,6 +231,41 @@ def test_numbers_that_are_not_whole(more: dict[str, object]) -> None:
     assert codes_of(linear(64, 64, **more), Place()) is None
 
 
+PERFECT_CELLS = {
+    "variability.gain_sigma": 0.0, "write.dac_inl": 0.0, "write.capacitor_mismatch": "0 fF**0.5",
+    "write.pedestal_sigma": "0 V", "input.inl": 0.0, "wire.resistance": "0 ohm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"variability.gain_sigma": 0.01}, {"write.dac_inl": 0.1}, {"write.capacitor_mismatch": "0.01 fF**0.5"},
+        {"write.pedestal_sigma": "1 mV"}, {"write.pedestal_mean": "1 mV"}, {"write.pedestal_gain": 0.01},
+        {"input.inl": 0.1}, {"wire.resistance": "100 ohm", "wire.cell_current": "1 uA"},
+        {"variability.offset_sigma": "1 mV"}, {"retention.tau_sigma_ln": 0.1},
+        {"drift.amplitude": "1 mV", "drift.tau": "1e5 s", "drift.stress_time": "1e5 s"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_chip_has_codes_where_none_of_its_cells_deviates(more: dict[str, object]) -> None:
+    perfect, marred = linear(64, 16, **PERFECT_CELLS), linear(64, 16, **{**PERFECT_CELLS, **more})
+    assert codes_of(perfect, Place(Die(0, perfect))) is not None
+    assert codes_of(marred, Place(Die(0, marred))) is None
+
+
+def test_circuits_of_a_chip_act_on_codes_too() -> None:
+    """Offsets, gains and errors of the readouts stay where cells are perfect; so does noise of reads."""
+    silent = {"write.error_sigma": "0 V", "write.ktc": False}
+    device = linear(40, 16, **PERFECT_CELLS, **silent)
+    chip = {"die": Die(1, device), "read_key": 3}
+    tensors = inputs(1, 2, 1, 70, 16)
+    found = gain_cell_attention(*tensors, device, token_period_s=PERIOD, **chip)
+    expected = naive_gain_cell_attention(*tensors, device, token_period_s=PERIOD, **chip)
+    assert (found - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
+    assert not torch.equal(found, gain_cell_attention(*tensors, device, token_period_s=PERIOD))
+
+
 def test_errors_of_cells_and_writes_leave_no_codes() -> None:
     device, key = linear(64, 64), torch.tensor([5])
     assert codes_of(device, Place(Die(0, device))) is None
