@@ -40,6 +40,11 @@ typedef struct {
     float total[TOKENS][OUTPUTS]; /* of the arrays so far */
 } bench;
 
+/* In registers or beside the stack's top: numbers of the arguments would be fetched and turned around each time */
+typedef struct {
+    vf step, units, sigma, top;
+} converters;
+
 typedef struct {
     void *memory;
     bench *bench;
@@ -142,28 +147,25 @@ INLINE void add_patterns(bench *b, const uint16_t *at, int64_t groups, int16_t *
 }
 
 /* Converts the sums of one cycle, and adds their codes, shifted, to the totals */
-INLINE void convert_sums(const bit_arrays *p, const int16_t *codes, const int16_t *errors, float *total, int c,
+INLINE void convert_sums(const converters *of, const int16_t *codes, const int16_t *errors, float *total, int c,
                          const float *noise, const int erring, const int noisy)
 {
-    const vf step = all((float)(c == CYCLES - 1 ? -p->inverse : p->inverse)), shift = all((float)(1 << c));
-    const vf units = all((float)p->units), sigma = all((float)p->noise), top = all((float)p->top), low = -top;
+    const vf step = c == CYCLES - 1 ? -of->step : of->step, shift = all((float)(1 << c));
     EACH_FLOATS(v) {
         vf x = short_floats(codes + v * LANES);
         if (erring) /* whole numbers below 2^24: exact */
-            x = fused(x, units, short_floats(errors + v * LANES));
+            x = fused(x, of->units, short_floats(errors + v * LANES));
         x *= step;
         if (noisy)
-            x = fused(load(noise + v * LANES), sigma, x);
-        x = clamp(whole(x), low, top);
+            x = fused(load(noise + v * LANES), of->sigma, x);
+        x = clamp(whole(x), -of->top, of->top);
         store(total + v * LANES, fused(x, shift, load(total + v * LANES)));
     }
 }
 
 /* Where the noise of a conversion lies; a copy where the pool may end before the block does */
-INLINE const float *noise_of(const bit_arrays *p, int64_t conversion, int64_t block, float *copy)
+INLINE const float *noise_of(const float *noise, int64_t left, float *copy)
 {
-    const float *noise = p->pool + p->places[conversion] + block * OUTPUTS;
-    int64_t left = p->outputs - block * OUTPUTS;
     if (left >= OUTPUTS)
         return noise;
     memcpy(copy, noise, (size_t)left * sizeof(float));
@@ -175,21 +177,25 @@ INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
                        int64_t four, int64_t groups, const int erring, const int noisy)
 {
     bench *b = w->bench;
+    const converters of = {all((float)p->inverse), all((float)p->units), all((float)p->noise), all((float)p->top)};
     const uint16_t *at = w->patterns + tile * p->fours + four;
     const int more = four > 0, last = four + groups == p->fours;
+    const int64_t all_fours = p->tiles * p->fours, left = p->outputs - block * OUTPUTS, count = p->tokens;
+    const int64_t *places = noisy ? p->places + tile * CYCLES * count + first : NULL;
+    const float *pool = p->pool + block * OUTPUTS;
     float copy[OUTPUTS] = {0};
     for (int t = 0; t < tokens; t++)
-        for (int c = 0; c < CYCLES; c++, at += p->tiles * p->fours) {
+        for (int c = 0; c < CYCLES; c++, at += all_fours) {
             int16_t *codes = b->code_sums[t][c], *errors = b->error_sums[t][c];
             const float *noise = NULL;
             if (noisy && last) {
-                noise = noise_of(p, (tile * CYCLES + c) * p->tokens + first + t, block, copy);
+                noise = noise_of(pool + places[c * count + t], left, copy);
                 for (int o = 0; o < OUTPUTS; o += 16) /* from anywhere in the pool: asked for before the sums are made */
                     __builtin_prefetch(noise + o);
             }
             add_patterns(b, at, groups, codes, errors, more, erring);
             if (last)
-                convert_sums(p, codes, errors, b->total[t], c, noise, erring, noisy);
+                convert_sums(&of, codes, errors, b->total[t], c, noise, erring, noisy);
         }
 }
 
