@@ -233,10 +233,16 @@ def _activation(device: DeviceModel, where: str) -> Iterator[InputError]:
 
 
 def _pulse_grid(device: DeviceModel, where: str) -> Iterator[InputError]:
-    """One factor has to fade a pulse's cells, and all sums have to be exact in float32."""
+    """One factor has to fade a pulse's cells, and on the design all sums have to be exact in float32."""
     bits, place, levels = device.readout_qk.pulse_bits, f"{where}: readout_qk.pulse_bits", device.storage.levels
     if bits is None:
         return
+    if levels is None or device.input.levels is None:
+        yield InputError(
+            "nothing is exact beside continuous queries or cells", where=place,
+            expected="input.levels and storage.levels", received=f"{device.input.levels}, {levels}",
+            remedy="set both or drop pulse_bits",
+        )  # fmt: skip
     retention, variability = device.retention, device.variability
     law = retention.kind in ("none", "exponential", "stretched") and not retention.tau_sigma_ln
     law = law and retention.v_inf in (None, device.storage.v_zero)

@@ -265,8 +265,8 @@ class ReadoutQk:
         bits: Resolution; None passes the pulse on as it is. Unsigned ``2^bits`` codes on [0, 1] with
             ``hard_sigmoid``, ``2^bits - 1`` signed codes on [-1, 1] with ``softmax``.
         pulse_bits: Grid of ``2^bits - 1`` steps for pulses times the decay of the cells that they read; an aid to
-            comparisons: with whole numbers for queries, keys and values, every sum is exact, and outputs are equal
-            bit by bit on every machine. None is continuous.
+            comparisons: on the design every sum is then exact, and outputs are equal bit by bit on every machine.
+            None is continuous.
     """
 
     __pydantic_config__: ClassVar = STRICT

@@ -109,11 +109,16 @@ def attend(
         (batch, heads, queries, head_dim) before the output scaler.
 
     Raises:
-        ValueError: If the query heads cannot share the key/value heads evenly.
+        ValueError: If the query heads cannot share the key/value heads evenly, or their dimensions differ.
     """
     heads, kv_heads = query.shape[1], key.shape[1]
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads evenly")
+    if not query.shape[-1] == key.shape[-1] == value.shape[-1]:
+        raise ValueError(
+            f"query, key and value have {query.shape[-1]}, {key.shape[-1]} and {value.shape[-1]} dimensions: give all "
+            "heads the same"
+        )
     run = _Pass(query, key, value, device, tables, place or Place(), full_scale, watch)
     return run.softmax(logit_gain) if device.activation.kind == "softmax" else run.hard_sigmoid()
 

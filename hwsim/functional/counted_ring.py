@@ -15,7 +15,7 @@ from hwsim.functional.codes import Codes
 from hwsim.functional.kernel_loop import wants_c
 from hwsim.functional.quantise import count_levels
 from hwsim.functional.reads import pulse_steps
-from hwsim.functional.tables import AttentionTables
+from hwsim.functional.tables import AttentionTables, ages_twice
 
 
 class CountedRing:
@@ -38,30 +38,43 @@ class CountedRing:
         self.step_of_readout, steps = readout_step(device.readout), pulse_steps(device)
         self.top = 0.0 if self.step_of_readout is None else float(highest_code(device.readout))
         self.grid = None if steps is None else codes.value / steps
-        decay = [tables.by_age(0, first=first)[1] for first in (True, False)]
-        where = decay[0].device
-        self.in_c = where.type == "cpu" and dtype == torch.float32 and wants_c()
-        value = codes.value if steps is None else float(steps)
-        if not self.in_c and steps is None:
-            value /= self.step_of_readout or 1.0  # charges in steps of the readout
-        self.weight_k, self.weight_v = (_twice(d * by) for d, by in zip(decay, (codes.key, value), strict=True))
-        arrays, storage = self.batch * self.kv_heads, device.storage
+        self.decay = [tables.by_age(0, first=first)[1] for first in (True, False)]
+        where, storage, self.shape = self.decay[0].device, device.storage, shape
         self.cells = codes.cell_levels, storage.v_min, storage.v_max
-        if self.in_c:
+        self.native: native.Ring | None = None
+        if where.type == "cpu" and dtype == torch.float32 and wants_c():
             self.native = native.Ring(
-                shape, self.window, self.slots, (codes.query_levels, *self.cells), (self.weight_k, self.weight_v),
+                shape, self.window, self.slots, (codes.query_levels, *self.cells), self._weights(1.0),
                 (self.step_of_readout or 0.0, self.top, self.grid or 0.0),
             )  # fmt: skip
         else:
-            tiles, group = device.subtiles, self.heads // self.kv_heads
-            self.stored = torch.zeros(2, arrays, tiles * self.slots, self.dims, dtype=dtype, device=where)
-            self.phi = self.stored.new_empty(arrays, group, tiles * self.slots)
-            self.charge = self.stored.new_empty(arrays * tiles, group, self.dims)
+            self._take_over(None)
+
+    def _weights(self, unit: float) -> tuple[Tensor, Tensor]:
+        """Return the weights of keys and values, ages as in :func:`ages_twice`; charges in ``unit`` saturations."""
+        steps = pulse_steps(self.device)
+        value = self.codes.value * unit if steps is None else float(steps)
+        key = ages_twice(self.decay[0] * self.codes.key, native.MULTIPLE)
+        return key, ages_twice(self.decay[1] * value, native.MULTIPLE)
+
+    def _take_over(self, held: Tensor | None) -> None:
+        """Go on in PyTorch, with the codes (2, arrays, slots, d) that are held."""
+        arrays, tiles, group = self.batch * self.kv_heads, self.device.subtiles, self.heads // self.kv_heads
+        like = self.decay[0]
+        self.native = None
+        self.weight_k, self.weight_v = self._weights(1.0 / (self.step_of_readout or 1.0))
+        self.stored = like.new_zeros(2, arrays, tiles * self.slots, self.dims)
+        self.phi = like.new_empty(arrays, group, tiles * self.slots)
+        self.charge = like.new_empty(arrays * tiles, group, self.dims)
+        if held is not None:
+            self.stored[:, :, : self.window] = held[:, :, : self.window]
 
     def write(self, key: Tensor, value: Tensor, slot: int) -> None:
         """Write tokens (b, g, n, d) into slots one after another, from ``slot`` on, which no query reads yet."""
         codes = count_levels(torch.stack((key, value)), *self.cells, centred=True).flatten(1, 2)
-        if self.in_c:
+        if self.native is not None and bool(codes.isnan().any()):  # which no code of a byte stands for
+            self._take_over(self.native.codes())
+        if self.native is not None:
             narrow = codes.to(torch.int8)
             self.native.write(narrow[0], narrow[1], slot)
         else:
@@ -69,8 +82,11 @@ class CountedRing:
 
     def step(self, query: Tensor, key: Tensor, value: Tensor, now: int) -> Tensor:
         """Write the token with write index ``now`` and let its query read; shapes as ``RingBuffer.step``."""
-        if self.in_c:
-            return self.native.step(query, key, value, now)
+        if self.native is not None:
+            out = self.native.step(query, key, value, now)
+            if out is not None:
+                return out
+            self._take_over(self.native.codes())
         slot, held = now % self.window, min(now + 1, self.window)
         levels = count_levels(torch.stack((key, value)), *self.cells, centred=True)
         self.stored[:, :, slot] = levels.view(2, -1, self.dims)
@@ -78,7 +94,8 @@ class CountedRing:
         counts = count_levels(query, self.codes.query_levels, 0.0, 1.0, centred=False)
         first = self.window - 1 - slot
         phi = torch.bmm(counts.reshape(len(keys), -1, self.dims), keys.mT, out=self.phi)
-        read = phi[..., :held]  # what was never written holds zeros
+        phi[..., held:] = 0.0
+        read = phi[..., :held]
         read.mul_(self.weight_k[first : first + held]).clamp_(0.0, 1.0).mul_(self.weight_v[first : first + held])
         if self.grid is not None:
             phi.round_()
@@ -96,9 +113,3 @@ class CountedRing:
         if step is None:
             return charge.clamp_(-1.0, 1.0).sum(1).view(shape)
         return charge.round_().clamp_(-self.top, self.top).sum(1).mul_(step).view(shape)
-
-
-def _twice(by_age: Tensor) -> Tensor:
-    """Return a table that holds, from ``window - 1 - p`` on, the ages of slots 0, 1, .. with p written last."""
-    back = by_age.flip(0)
-    return torch.cat([back, back, back.new_zeros(16)])

@@ -89,7 +89,6 @@ def kernel_loop(
         circuits: Everything between the products.
         stretch: Which tokens.
     """
-    device = circuits.device
     keys, values = exact
     if not isinstance(keys, CellImages) or not isinstance(values, CellImages):
         return None
@@ -116,8 +115,13 @@ def in_c(circuits: Circuits, like: Tensor) -> bool:
 
 
 def wants_c() -> bool:
-    """Whether the kernels in C are to compute what they can."""
+    """Whether the kernels in C are to compute what they can of attention."""
     return _kind(torch.device("cpu")) == "native"
+
+
+def arrays_in_c() -> bool:
+    """Whether the kernel in C is to read ternary arrays, for which there is none in Triton."""
+    return _WANTED.get() != "torch" and (_WANTED.get() == "native" or bool(native.available()))
 
 
 def _kind(where: torch.device) -> Literal["native", "triton"] | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from device_models.linear_array import INPUT_BITS, LinearArray
 from hwsim.functional.conversion_noise import Conversions, PlacedNoise
-from hwsim.functional.kernel_loop import wants_c
+from hwsim.functional.kernel_loop import arrays_in_c
 from hwsim.functional.whole_products import (
     SCRATCH,
     TileWeights,
@@ -56,6 +56,10 @@ class ArrayWeights:
     def __deepcopy__(self, memo: object) -> ArrayWeights:
         """Share with a copy of the model what never changes."""
         return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Leave out of a file what can be made again."""
+        return ArrayWeights, (self.codes, self.errors, self.units)
 
     def tiles(self, array: LinearArray) -> list[TileWeights]:
         """Return the weights of each array as 8-bit products want them, laid out once."""
@@ -213,7 +217,7 @@ def _in_c(
     """Compute the sum of codes with the kernel in C, the same bits; None where it does not compute it, or is not to."""
     if x.device.type != "cpu" or array.input_cycles != CYCLES or not _whole_in_float32(array, x.shape[1]):
         return None
-    if not wants_c() or (bits := weights.bits(array.rows)) is None:
+    if not arrays_in_c() or (bits := weights.bits(array.rows)) is None:
         return None
     n = array.highest_code
     placed = None if noise is None else (array.noise, noise.windows, noise.places)

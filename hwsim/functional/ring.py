@@ -40,7 +40,7 @@ from hwsim.functional.reads import (
     read_out,
     scores_to_pulses,
 )
-from hwsim.functional.tables import AttentionTables
+from hwsim.functional.tables import AttentionTables, ages_twice
 
 
 class RingBuffer:
@@ -132,8 +132,9 @@ class RingBuffer:
         """
         device, now = self.device, self.tokens
         if self.counted is not None:
+            out = self.counted.step(query, key, value, now)
             self.tokens += 1
-            return self.counted.step(query, key, value, now)
+            return out
         slot, written = now % self.window, self._now.fill_(now)
         levels = to_levels(torch.stack((key, value)), device)
         for name, x in zip(ARRAYS, levels.unbind(), strict=True):
@@ -164,8 +165,7 @@ class RingBuffer:
     @cached_property
     def decay(self) -> Tensor:
         """Return the one factor that fades all values, by age from ``window - 1`` to 0, twice."""
-        by_age = self.tables.by_age(0, first=False)[1].flip(0)
-        return torch.cat([by_age, by_age])
+        return ages_twice(self.tables.by_age(0, first=False)[1])
 
     @cached_property
     def plain(self) -> bool:
@@ -216,11 +216,11 @@ class _Ring:
             self.states = [probe.new_zeros(size) for _ in made.which]
             scaled = zip(made.which, made.scales, strict=True)
             first = name == "key"
-            self.weights = [self._twice(ring.tables.by_age(e, first=first)[n] * (c * unit)) for (e, n), c in scaled]
+            self.weights = [ages_twice(ring.tables.by_age(e, first=first)[n] * (c * unit)) for (e, n), c in scaled]
             always = torch.stack([ring.tables.by_age(e, first=name == "key")[0] for e in range(ring.tables.epochs)])
-            self.constant = self._twice(always.sum(0) * (made.constant * unit)) if made.constant else None
+            self.constant = ages_twice(always.sum(0) * (made.constant * unit)) if made.constant else None
             return
-        self.age = self._twice(torch.arange(ring.window, device=ring.index.device))
+        self.age = ages_twice(torch.arange(ring.window, device=ring.index.device))
         if interpolable(device, self.cells, ring.tables.epochs):  # one exponential for each cell
             assert self.cells.slowness is not None
             rates = ring.tables.period / decay_time(device) / self.cells.slowness
@@ -234,11 +234,6 @@ class _Ring:
         return cell_deviations(
             ring.place.die, self.name, ring.device, ring.kv_heads, slots, ring.head_dim, ring.dtype
         )  # fmt: skip
-
-    def _twice(self, by_age: Tensor) -> Tensor:
-        """Return a table that holds, from ``window - 1 - p`` on, the ages of slots 0, 1, .. with p written last."""
-        back = by_age.flip(0)
-        return torch.cat([back, back])
 
     def _at(self, table: Tensor, slot: int) -> Tensor:
         """Return what a table holds for the ages of all written slots, (written,)."""

@@ -20,6 +20,15 @@ MOST_REFRESHES = 256
 """Each refresh of a token is one more state of all cells to keep and to read."""
 
 
+def ages_twice(by_age: Tensor, room: int = 0) -> Tensor:
+    """Turn a table by age around and repeat it: from ``window - 1 - p`` on, slots 0, 1, .. with p written last.
+
+    ``room`` zeros follow, for those who read a few at a time.
+    """
+    back = by_age.flip(0)
+    return torch.cat([back, back, back.new_zeros(room)])
+
+
 class AttentionTables:
     """Ages, refreshes and powers of the decay of one geometry.
 

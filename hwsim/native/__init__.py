@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hwsim.native.arguments import MULTIPLE, Arguments, check
+from hwsim.native.arguments import MULTIPLE as MULTIPLE
+from hwsim.native.arguments import Arguments, check, fresh
 from hwsim.native.arguments import Unavailable as Unavailable
 from hwsim.native.build import Built, load
 from hwsim.native.codes import Ring as Ring
@@ -149,10 +150,10 @@ def attention_forward(
         ValueError: If a tensor has another shape, type or device.
     """
     call = _Call(query, cells, geometry, circuits)
-    out = torch.empty(call.query.shape)
+    out = fresh(*call.query.shape)
     saturated = None
     if save:
-        saturated = torch.empty(*query.shape[:2], geometry.tiles, call.width // 8, dtype=torch.uint8)
+        saturated = fresh(*query.shape[:2], geometry.tiles, call.width // 8, dtype=torch.uint8)
     call.run("attention_forward", variant, out=out, saturated=saturated)
     return out[..., : query.shape[-1]], saturated
 
@@ -187,7 +188,7 @@ def attention_backward(
     call.check_cells(taken)
     dims = query.shape[-1]
     check("grad", grad, query.shape)
-    results = [torch.empty(x.shape) for x in (call.query, taken.key, taken.value)]
+    results = [fresh(*x.shape) for x in (call.query, taken.key, taken.value)]
     call.sizes.update(images_dk=taken.key.shape[1], images_dv=taken.value.shape[1])
     if saturated is not None:
         check("saturated", saturated, (*query.shape[:2], geometry.tiles, call.width // 8), torch.uint8)
@@ -264,7 +265,7 @@ class _Call:
                 self.tensors["score_sigma"] = self._optional("score_sigma", noise.score_sigma, (count, queries))
                 self.tensors["score_start"] = self._places("score_start", noise.score_start, places)
             if noise.charge is not None:
-                self.tensors["charge_noise"] = torch.tensor(noise.charge, dtype=torch.float32)
+                self.tensors["charge_noise"] = torch.tensor(noise.charge, dtype=torch.float32, device="cpu")
                 self.tensors["charge_start"] = self._places("charge_start", noise.charge_start, places)
         self.sizes = {
             "count": count, "heads": heads, "queries": queries, "keys": self.keys, "width": self.width, "dims": dims,

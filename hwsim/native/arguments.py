@@ -15,6 +15,11 @@ class Unavailable(RuntimeError):
     """There is no native kernel on this machine."""
 
 
+def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return memory for a kernel's results, whatever the process takes by default."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
 def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
     """Compare shape, type and device of a tensor."""
     if x.shape != shape or x.dtype != dtype or x.device.type != "cpu":

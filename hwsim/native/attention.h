@@ -1,4 +1,4 @@
-/* Arguments of the native attention kernels; hwsim/native/__init__.py mirrors the struct field by field.
+/* Arguments of the native attention kernels; hwsim/native/arguments.py mirrors the structs field by field.
  *
  * What is computed, for each head n, query t (write index) and slot (s mod M), in float32:
  *

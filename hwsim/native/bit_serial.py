@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hwsim.native.arguments import BitArrays, Unavailable, check
+from hwsim.native.arguments import BitArrays, Unavailable, check, fresh
 from hwsim.native.build import Built, load
 
 CYCLES, FOUR, BLOCK = 8, 4, 32
@@ -84,7 +84,7 @@ def bit_serial_product(
     (outputs, inputs), (_, arrays, fours, _, _) = weights.shape, weights.codes.shape
     tokens = len(x)
     check("x", x, (tokens, inputs), torch.int8)
-    x, out = x.contiguous(), torch.empty(tokens, outputs)
+    x, out = x.contiguous(), fresh(tokens, outputs)
     given = BitArrays(
         tokens=tokens, inputs=inputs, outputs=outputs, rows=weights.rows, tiles=arrays, fours=fours,
         threads=torch.get_num_threads(), x=x.data_ptr(), codes=weights.codes.data_ptr(), units=weights.units,

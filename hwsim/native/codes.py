@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hwsim.native.arguments import MULTIPLE, Converter, Unavailable, check
+from hwsim.native.arguments import MULTIPLE, Converter, Unavailable, check, fresh
 from hwsim.native.arguments import Ring as RingArguments
 from hwsim.native.build import Built, load
 
@@ -25,14 +25,19 @@ def convert(x: Tensor, levels: int, low: float, high: float, *, centred: bool) -
 
     Returns:
         (batch heads, tokens, width), with zeros beyond head_dim.
+
+    Raises:
+        Unavailable: If there is no kernel.
+        ValueError: If the numbers are of another type or device.
     """
     built = load()
     if not isinstance(built, Built):
         raise Unavailable(built)
+    check("numbers to convert", x, x.shape)
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, tokens, dims = x.shape
     width = -(-dims // MULTIPLE) * MULTIPLE
-    out = torch.empty(batch * heads, tokens, width, dtype=torch.int8 if centred else torch.uint8)
+    out = fresh(batch * heads, tokens, width, dtype=torch.int8 if centred else torch.uint8)
     step = (high - low) / (levels - 1)
     strides = (ctypes.c_int64 * 3)(*x.stride()[:3])
     given = Converter(
@@ -81,14 +86,16 @@ class Ring:
         """Put codes (batch arrays, n, dims) int8 into slots one after another, from ``slot`` on."""
         keys, values = self._kept[2:]
         arrays, padded, width = values.shape
+        for name, x in (("key", key), ("value", value)):
+            check(name, x, (arrays, key.shape[1], self._cells[3]), torch.int8)
         slots = slot + torch.arange(key.shape[1])
         values[:, slots, : value.shape[2]] = value
         by_four = pad(key, (0, width - key.shape[2])).unflatten(2, (-1, 4))
         laid_out = keys.view(arrays, padded // MULTIPLE, width // 4, MULTIPLE, 4).permute(0, 1, 3, 2, 4)
         laid_out[:, slots // MULTIPLE, slots % MULTIPLE] = by_four
 
-    def step(self, query: Tensor, key: Tensor, value: Tensor, position: int) -> Tensor:
-        """Write a token and let its query read.
+    def step(self, query: Tensor, key: Tensor, value: Tensor, position: int) -> Tensor | None:
+        """Write a token and let its query read; None if one of the numbers is none, whose codes are then worth nothing.
 
         Args:
             query: (batch, heads, 1, dims) float32 before the converter.
@@ -97,7 +104,7 @@ class Ring:
             position: Write index of the token.
 
         Raises:
-            ValueError: If a tensor has another shape, type or device, or holds what is no number.
+            ValueError: If a tensor has another shape, type or device.
         """
         for name, x, shape in (
             ("query", query, self._queries),
@@ -106,12 +113,17 @@ class Ring:
         ):
             check(name, x, shape)
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out, given = torch.empty(self._queries), self._arguments
+        out, given = fresh(*self._queries), self._arguments
         given.position, given.out = position, out.data_ptr()
         given.query, given.key, given.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
         failed = self._run(ctypes.byref(given))
         if failed == 2:
             raise MemoryError("ring_step: no memory for its pulses")
-        if failed:
-            raise ValueError("query, key or value: expected numbers, received one that is none")
-        return out
+        return None if failed else out
+
+    def codes(self) -> Tensor:
+        """Return the codes of keys and values, (2, batch arrays, slots, dims) int8."""
+        keys, values = self._kept[2:]
+        arrays, padded, width = values.shape
+        laid_out = keys.view(arrays, padded // MULTIPLE, width // 4, MULTIPLE, 4).permute(0, 1, 3, 2, 4)
+        return torch.stack((laid_out.reshape(values.shape), values))[..., : self._cells[3]]

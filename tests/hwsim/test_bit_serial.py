@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -105,3 +106,40 @@ def test_double_precision_meets_the_same_codes() -> None:
     single, double = (array_product(y, weights, array, 5.0) for y in (x, x.double()))
     assert double.dtype == torch.float64
     assert (single - double).abs().max() <= 1e-6 * double.abs().max()
+
+
+@NO_KERNEL
+def test_results_do_not_follow_what_the_process_takes_by_default() -> None:
+    x, weights, array = drawn(30, 64, 40, 64, 0.01)
+    expected = array_product(x, weights, array, 5.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = array_product(x, weights, array, 5.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_a_file_holds_what_cannot_be_made_again() -> None:
+    _, weights, array = drawn(30, 64, 40, 64, 0.01)
+    before = len(pickle.dumps(weights))
+    weights.bits(64), weights.tiles(array), weights.whole, weights.values
+    assert len(pickle.dumps(weights)) == before
+    again = pickle.loads(pickle.dumps(weights))
+    assert torch.equal(again.codes, weights.codes) and torch.equal(again.errors, weights.errors)
+
+
+@pytest.mark.parametrize(("kernel", "uses"), [("auto", True), ("torch", False), ("native", True), ("triton", True)])
+def test_who_reads_the_arrays(kernel: str, uses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no kernel in Triton for them: who asks for it in attention keeps that in C here."""
+    if not native.available():
+        pytest.skip("no C compiler made the kernels")
+    x, weights, array = drawn(3, 64, 40, 64, 0.01)
+    calls = []
+    monkeypatch.setattr(
+        "hwsim.functional.linear_arrays.bit_serial_product",
+        lambda *given: calls.append(given) or bit_serial_product(*given),
+    )
+    with attention_kernel(kernel):  # type: ignore[arg-type]
+        array_product(x, weights, array, 5.0)
+    assert bool(calls) == uses

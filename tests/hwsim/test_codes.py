@@ -210,10 +210,60 @@ def test_what_is_no_number_stays_none(kernel: str) -> None:
     with attention_kernel(kernel):  # type: ignore[arg-type]
         out = gain_cell_attention(*tensors, linear(64, 64), token_period_s=PERIOD)
         assert out[0, 1, 3:67].isnan().any() and not out[0, 0].isnan().any()
-        if kernel == "native":
+        tokens = [[x[:, :, t : t + 1] for x in tensors] for t in range(70)]
+        for first in (0, 5):  # written one by one, and the first ones at once
             ring = RingBuffer(linear(64, 64), 1, 2, 2, 64, token_period_s=PERIOD)
-            with pytest.raises(ValueError, match="expected numbers"):
-                ring.step(*(x[:, :, 3:4] for x in tensors))
+            ring.write(tensors[1][:, :, :first], tensors[2][:, :, :first])
+            steps = torch.cat([ring.step(*tokens[t]) for t in range(first, 70)], 2)
+            lost, whole = steps.isnan(), out[:, :, first:]
+            assert lost[0, 1, max(0, 3 - first) : 67 - first].all(-1).all() and not lost[0, 0].any()
+            assert torch.equal(steps[~whole.isnan()], whole[~whole.isnan()])
+
+
+@NO_KERNEL
+def test_results_do_not_follow_what_the_process_takes_by_default() -> None:
+    device, tensors = linear(40, 16), inputs(1, 2, 1, 60, 16, dtype=torch.float32)
+
+    def outputs() -> list[torch.Tensor]:
+        with attention_kernel("native"):
+            found = values_and_gradients(gain_cell_attention, tensors, device, PERIOD)
+            ring = RingBuffer(device, 1, 2, 1, 16, token_period_s=PERIOD)
+            return [*found, *(ring.step(*(x[:, :, t : t + 1] for x in tensors)) for t in range(3))]
+
+    expected = outputs()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = outputs()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == y.dtype and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kernel", ["torch", "native"])
+def test_tensors_that_do_not_belong_together_are_refused(kernel: str) -> None:
+    if kernel == "native" and not native.available():
+        pytest.skip("no C compiler made the kernels")
+    device, (query, key, value) = linear(40, 16), inputs(1, 2, 1, 30, 16, dtype=torch.float32)
+    with attention_kernel(kernel):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="have 16, 8 and 16 dimensions"):
+            gain_cell_attention(query, key[..., :8], value, device, token_period_s=PERIOD)
+        with pytest.raises((ValueError, RuntimeError)):
+            gain_cell_attention(query, key.double(), value, device, token_period_s=PERIOD)
+
+
+@pytest.mark.parametrize("kernel", ["torch", "native"])
+def test_a_ring_that_begins_again_reads_nothing_of_before(kernel: str) -> None:
+    if kernel == "native" and not native.available():
+        pytest.skip("no C compiler made the kernels")
+    query, key, value = inputs(1, 1, 1, 20, 16, dtype=torch.float32)
+    with attention_kernel(kernel):  # type: ignore[arg-type]
+        ring, fresh = (RingBuffer(linear(24, 8), 1, 1, 1, 16, token_period_s=PERIOD) for _ in range(2))
+        ring.write(key, value)
+        for each in (ring, fresh):
+            each.write(key[:, :, :8], value[:, :, :8], first=0)
+        found, expected = (each.step(*(x[:, :, 8:9] for x in (query, key, value))) for each in (ring, fresh))
+    assert torch.equal(found, expected)
 
 
 # ---- who has codes, and who may have a grid
@@ -295,6 +345,9 @@ def test_grid_where_no_factor_fades_all_is_refused(more: dict[str, object]) -> N
 
 
 def test_grid_whose_sums_are_not_exact_is_refused() -> None:
+    for continuous in ("input.levels", "storage.levels"):
+        with pytest.raises(InputError, match="nothing is exact beside continuous"):
+            linear(64, 64, **GRID, **{continuous: None})
     with pytest.raises(InputError, match="sums of a sub-tile are not exact"):
         linear(1024, 128, **GRID)
     linear(1024, 128, **{"readout_qk.pulse_bits": 14})
