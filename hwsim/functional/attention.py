@@ -31,6 +31,7 @@ from hwsim.functional.reads import (
     jittered,
     noisy_scores,
     on_pulse_grid,
+    pulse_steps,
     read_out,
     scores_to_pulses,
     sequence_keys,
@@ -165,8 +166,9 @@ def naive_steps(
         for tile in torch.unique(slot[held] // slots).tolist():
             inside = slot[held] // slots == tile
             p = phi[..., inside]
-            faded = on_pulse_grid(p, _decay(stored["value"], age[inside]), device)
-            charge = _product("bhs,bhsd->bhd", faded[:, :, 0], stored["value"], held[inside], age[inside], group)[
+            gridded = pulse_steps(device) is not None  # then one factor fades all cells
+            p_read = on_pulse_grid(p, _decay(stored["value"], age[inside]), device) if gridded else p
+            charge = _product("bhs,bhsd->bhd", p_read[:, :, 0], stored["value"], held[inside], age[inside], group)[
                 :, :, None
             ]
             charge = charge / device.saturation.av
