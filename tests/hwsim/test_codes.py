@@ -10,10 +10,13 @@ import torch
 
 from device_models import DeviceModel, InputError, load_device
 from hwsim import Die, attention_kernel, gain_cell_attention, gpu, naive_gain_cell_attention, native
+from hwsim.functional.attention_tiled import attend
 from hwsim.functional.codes import Codes, codes_of
+from hwsim.functional.layout import causal_layout
 from hwsim.functional.quantise import count_levels, quantise_levels
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.ring import RingBuffer
+from hwsim.functional.tables import AttentionTables
 from hwsim.native import Cells, Geometry, build
 from tests import tolerances
 from tests.hwsim.comparison import CONTINUOUS_READOUT, PERIOD, assert_same, inputs, values_and_gradients
@@ -98,7 +101,9 @@ def test_a_grid_makes_precision_and_threads_irrelevant(tokens: int) -> None:
 
 @NO_KERNEL
 @each_case
-@pytest.mark.parametrize("more", [{}, GRID, CONTINUOUS_READOUT], ids=["codes", "grid", "continuous"])
+@pytest.mark.parametrize(
+    "more", [{}, GRID, {"readout_qk.pulse_bits": 4}, CONTINUOUS_READOUT], ids=["codes", "grid", "coarse", "continuous"]
+)
 def test_gradients_of_kernels_on_codes(
     sizes: tuple[int, int, int, int, int], window: int, slots: int, more: dict[str, object]
 ) -> None:
@@ -131,12 +136,15 @@ def test_grid_is_what_the_equation_says(
     coarse = gain_cell_attention(query, key, value, linear(window, slots, **{"readout.noise": 0.0}),
                                  token_period_s=PERIOD, **given)  # fmt: skip
     assert not torch.equal(found, coarse) or sizes[3] < 10
+    place = Place(die, sequence_keys(given["read_key"], 1, query.device))
     ring = RingBuffer(
-        device, 1, sizes[1], sizes[2], sizes[4], token_period_s=PERIOD, dtype=torch.float64,
-        place=Place(die, sequence_keys(given["read_key"], 1, query.device)),
+        device, 1, sizes[1], sizes[2], sizes[4], token_period_s=PERIOD, dtype=torch.float64, place=place
     )  # fmt: skip
     steps = [ring.step(*(x[:, :, t : t + 1] for x in (query, key, value))) for t in range(sizes[3])]
     assert (torch.cat(steps, 2) - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
+    tables = AttentionTables(causal_layout(sizes[3], device, query.device), device, PERIOD, query.dtype)
+    watched = attend(query, key, value, device, tables, place, watch=lambda _: None)  # the path of padded text as well
+    assert (watched - expected).abs().max() <= tolerances.TWINS * expected.abs().max()
 
 
 def test_gradient_passes_the_grid_straight() -> None:
