@@ -34,7 +34,7 @@ from hwsim.functional.layout import Stretch
 from hwsim.functional.quantise import count_levels
 from hwsim.functional.reads import Place, pulse_steps
 from hwsim.functional.tables import AttentionTables
-from hwsim.functional.tile_loop import Arrays, tile_loop
+from hwsim.functional.tile_loop import Arrays, refuse_second_derivative, tile_loop
 
 MOST_LEVELS = 128
 """Products of codes and sums of two of them fit the 16 bits that some processors add them in."""
@@ -50,6 +50,7 @@ class Codes:
         half_step: [V] half of the distance of two voltages.
         key: [1] score over the saturation that one unit of ``<n, m>`` makes without decay.
         value: [1] charge over the saturation that a full pulse at one unit of m makes without decay.
+        steps: Steps of the pulse grid in a full pulse; None where pulses are continuous.
     """
 
     query_levels: int
@@ -57,6 +58,16 @@ class Codes:
     half_step: float
     key: float
     value: float
+    steps: int | None = None
+
+    @property
+    def grid(self) -> float | None:
+        """Return the charge [1] of one step of the pulse grid at one unit of m; None without."""
+        return None if self.steps is None else self.value / self.steps
+
+    def value_weight(self, unit: float = 1.0) -> float:
+        """Return what pulses are multiplied by beside the decay: to ``unit`` charges, or to steps of the grid."""
+        return self.value * unit if self.steps is None else float(self.steps)
 
 
 def codes_of(device: DeviceModel, place: Place) -> Codes | None:
@@ -78,9 +89,8 @@ def codes_of(device: DeviceModel, place: Place) -> Codes | None:
     if abs(middle - storage.v_zero) > 1e-9 * half:
         return None
     unit = k1 * half
-    return Codes(
-        levels, storage.levels, half, unit / (levels - 1) / device.saturation.qk, unit / device.saturation.av
-    )  # fmt: skip
+    key, value = unit / (levels - 1) / device.saturation.qk, unit / device.saturation.av
+    return Codes(levels, storage.levels, half, key, value, pulse_steps(device))
 
 
 def _deviates(device: DeviceModel) -> bool:
@@ -120,9 +130,8 @@ def attend_counts(
             return attend_counts(query, key, value, codes, circuits, tables, stretch)
     device, group = circuits.device, query.shape[1] // key.shape[1]
     cells = codes.cell_levels, device.storage.v_min, device.storage.v_max
-    steps, linear, unit = pulse_steps(device), ((0, 1),), circuits.per_charge
-    scale = codes.value * unit if steps is None else float(steps)
-    grid = None if steps is None else (codes.value / steps, unit)
+    linear, unit = ((0, 1),), circuits.per_charge
+    grid = None if codes.grid is None else (codes.grid, unit)
 
     def images(x: Tensor, band: Tensor, grid: tuple[float, float] | None) -> CellImages:
         states = count_levels(x, *cells, centred=True)[:, :, None]
@@ -131,7 +140,7 @@ def attend_counts(
 
     arrays = Arrays(
         images(key, tables.band(linear, codes.key, first=True), None),
-        images(value, tables.band(linear, scale, first=False), grid),
+        images(value, tables.band(linear, codes.value_weight(unit), first=False), grid),
     )
     counts = count_levels(query, codes.query_levels, 0.0, 1.0, centred=False)
     return tile_loop(counts.flatten(0, 1), arrays, circuits, stretch).view_as(query)
@@ -150,15 +159,14 @@ def _in_c(
     stored = [x for x in found if x is not None]
     if counts is None or len(stored) < 2:
         return None
-    group, steps = query.shape[1] // key.shape[1], pulse_steps(device)
+    group = query.shape[1] // key.shape[1]
     images = [x.unflatten(0, key.shape[:2]).repeat_interleave(group, 1).flatten(0, 1)[:, None] for x in stored]
     weights = [
         _by_age(tables, device.window.tokens, scale, first=first)
-        for scale, first in ((codes.key, True), (codes.value if steps is None else float(steps), False))
+        for scale, first in ((codes.key, True), (codes.value_weight(), False))
     ]
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
-    grid = None if steps is None else codes.value / steps
-    call = _Call(weights[0], weights[1], geometry, circuits_for_kernels(circuits, geometry, grid), codes, device)
+    call = _Call(weights[0], weights[1], geometry, circuits_for_kernels(circuits, geometry, codes.grid), codes, device)
     return _InC.apply(query, key, value, counts, *images, call)
 
 
@@ -201,8 +209,7 @@ class _InC(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("attention on gain cells has no second derivative: leave out create_graph=True")
+        refuse_second_derivative()
         query, key, value, counts, keys, values, saturated = ctx.saved_tensors
         call: _Call = ctx.call
         codes, storage = call.codes, call.device.storage

@@ -51,11 +51,8 @@ def pool_noise(states: Tensor, cycles: int, outputs: int) -> Tensor:
 
     Approximation: two states may share numbers, shifted against each other, by a chance of c o / 2^19.
     """
-    pool = _pool_for(states.device, cycles * outputs)
-    windows = pool.as_strided((len(pool) - outputs + 1, outputs), (1, 1))
-    start = below(states, len(pool) - cycles * outputs + 1)
-    places = start[None] + outputs * torch.arange(cycles, device=states.device)[:, None]
-    return windows.index_select(0, places.flatten()).view(cycles, -1, outputs)
+    placed = PlacedNoise.of(states[None], cycles, outputs)
+    return placed.windows.index_select(0, placed.places.flatten()).view(cycles, -1, outputs)
 
 
 @dataclass(frozen=True, eq=False)

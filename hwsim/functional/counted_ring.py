@@ -14,7 +14,6 @@ from hwsim import native
 from hwsim.functional.codes import Codes
 from hwsim.functional.kernel_loop import wants_c
 from hwsim.functional.quantise import count_levels
-from hwsim.functional.reads import pulse_steps
 from hwsim.functional.tables import AttentionTables, ages_twice
 
 
@@ -35,27 +34,24 @@ class CountedRing:
     ) -> None:  # fmt: skip
         self.device, self.codes, self.window, self.slots = device, codes, device.window.tokens, device.tile.slots
         self.batch, self.heads, self.kv_heads, self.dims = shape
-        self.step_of_readout, steps = readout_step(device.readout), pulse_steps(device)
+        self.step_of_readout = readout_step(device.readout)
         self.top = 0.0 if self.step_of_readout is None else float(highest_code(device.readout))
-        self.grid = None if steps is None else codes.value / steps
         self.decay = [tables.by_age(0, first=first)[1] for first in (True, False)]
-        where, storage, self.shape = self.decay[0].device, device.storage, shape
+        where, storage = self.decay[0].device, device.storage
         self.cells = codes.cell_levels, storage.v_min, storage.v_max
         self.native: native.Ring | None = None
         if where.type == "cpu" and dtype == torch.float32 and wants_c():
             self.native = native.Ring(
                 shape, self.window, self.slots, (codes.query_levels, *self.cells), self._weights(1.0),
-                (self.step_of_readout or 0.0, self.top, self.grid or 0.0),
+                (self.step_of_readout or 0.0, self.top, codes.grid or 0.0),
             )  # fmt: skip
         else:
             self._take_over(None)
 
     def _weights(self, unit: float) -> tuple[Tensor, Tensor]:
         """Return the weights of keys and values, ages as in :func:`ages_twice`; charges in ``unit`` saturations."""
-        steps = pulse_steps(self.device)
-        value = self.codes.value * unit if steps is None else float(steps)
         key = ages_twice(self.decay[0] * self.codes.key, native.MULTIPLE)
-        return key, ages_twice(self.decay[1] * value, native.MULTIPLE)
+        return key, ages_twice(self.decay[1] * self.codes.value_weight(unit), native.MULTIPLE)
 
     def _take_over(self, held: Tensor | None) -> None:
         """Go on in PyTorch, with the codes (2, arrays, slots, d) that are held."""
@@ -97,7 +93,7 @@ class CountedRing:
         phi[..., held:] = 0.0
         read = phi[..., :held]
         read.mul_(self.weight_k[first : first + held]).clamp_(0.0, 1.0).mul_(self.weight_v[first : first + held])
-        if self.grid is not None:
+        if self.codes.grid is not None:
             phi.round_()
         group, tiles = phi.shape[1], phi.shape[2] // self.slots
         by_tile = phi.view(-1, group, tiles, self.slots).transpose(1, 2).reshape(-1, group, self.slots)
@@ -107,8 +103,8 @@ class CountedRing:
     def _read_out(self, charge: Tensor) -> Tensor:
         """Read out (arrays, tiles, group, d) charges and add them up."""
         step = self.step_of_readout
-        if self.grid is not None:
-            charge.mul_(self.grid).mul_(1.0 / (step or 1.0))
+        if self.codes.grid is not None:
+            charge.mul_(self.codes.grid).mul_(1.0 / (step or 1.0))
         shape = (self.batch, self.heads, 1, self.dims)
         if step is None:
             return charge.clamp_(-1.0, 1.0).sum(1).view(shape)

@@ -51,11 +51,9 @@ def quantise_levels(x: Tensor, levels: int | None, low: float, high: float) -> T
 
 
 def _on_levels(x: Tensor, step: float, low: float, high: float) -> Tensor:
-    """Clip and round, in place after the clip: fresh memory costs more than the rounding."""
-    out = torch.clamp(x, low, high)
-    if low:
-        return out.sub_(low).div_(step).round_().mul_(step).add_(low)
-    return out.div_(step).round_().mul_(step)
+    """Clip and round to levels."""
+    out = _counts(x, step, low, high, 0).mul_(step)
+    return out.add_(low) if low else out
 
 
 class _QuantiseLevels(torch.autograd.Function):
@@ -89,6 +87,7 @@ def count_levels(x: Tensor, levels: int, low: float, high: float, *, centred: bo
 
 
 def _counts(x: Tensor, step: float, low: float, high: float, middle: int) -> Tensor:
+    """Clip and round to codes, in place after the clip: fresh memory costs more than the rounding."""
     out = torch.clamp(x, low, high)
     out = (out.sub_(low) if low else out).div_(step).round_()
     return out.mul_(2.0).sub_(middle) if middle else out

@@ -87,6 +87,12 @@ def tile_loop(pulses: Tensor, arrays: Arrays, circuits: Circuits, stretch: Stret
     return _TileLoop.apply(pulses, behind[0].states, behind[1].states, arrays, circuits, stretch)
 
 
+def refuse_second_derivative() -> None:
+    """Raise a RuntimeError in a backward pass that is to be differentiated itself: its operations are not recorded."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("attention on gain cells has no second derivative: leave out create_graph=True")
+
+
 class _TileLoop(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -103,8 +109,7 @@ class _TileLoop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("attention on gain cells has no second derivative: leave out create_graph=True")
+        refuse_second_derivative()
         pulses, *states = ctx.saved_tensors
         circuits, stretch, kind = ctx.facts
         arrays = ctx.arrays.with_states(*states)

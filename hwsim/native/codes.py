@@ -84,15 +84,13 @@ class Ring:
 
     def write(self, key: Tensor, value: Tensor, slot: int) -> None:
         """Put codes (batch arrays, n, dims) int8 into slots one after another, from ``slot`` on."""
-        keys, values = self._kept[2:]
-        arrays, padded, width = values.shape
+        keys, values = self._by_slot()
         for name, x in (("key", key), ("value", value)):
-            check(name, x, (arrays, key.shape[1], self._cells[3]), torch.int8)
+            check(name, x, (len(values), key.shape[1], self._cells[3]), torch.int8)
         slots = slot + torch.arange(key.shape[1])
         values[:, slots, : value.shape[2]] = value
-        by_four = pad(key, (0, width - key.shape[2])).unflatten(2, (-1, 4))
-        laid_out = keys.view(arrays, padded // MULTIPLE, width // 4, MULTIPLE, 4).permute(0, 1, 3, 2, 4)
-        laid_out[:, slots // MULTIPLE, slots % MULTIPLE] = by_four
+        by_four = pad(key, (0, values.shape[2] - key.shape[2])).unflatten(2, (-1, 4))
+        keys[:, slots // MULTIPLE, slots % MULTIPLE] = by_four
 
     def step(self, query: Tensor, key: Tensor, value: Tensor, position: int) -> Tensor | None:
         """Write a token and let its query read; None if one of the numbers is none, whose codes are then worth nothing.
@@ -123,7 +121,11 @@ class Ring:
 
     def codes(self) -> Tensor:
         """Return the codes of keys and values, (2, batch arrays, slots, dims) int8."""
+        keys, values = self._by_slot()
+        return torch.stack((keys.reshape(values.shape), values))[..., : self._cells[3]]
+
+    def _by_slot(self) -> tuple[Tensor, Tensor]:
+        """Return views: keys (arrays, slots / 16, 16, width / 4, 4), and values (arrays, slots, width)."""
         keys, values = self._kept[2:]
         arrays, padded, width = values.shape
-        laid_out = keys.view(arrays, padded // MULTIPLE, width // 4, MULTIPLE, 4).permute(0, 1, 3, 2, 4)
-        return torch.stack((laid_out.reshape(values.shape), values))[..., : self._cells[3]]
+        return keys.view(arrays, padded // MULTIPLE, width // 4, MULTIPLE, 4).permute(0, 1, 3, 2, 4), values

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -184,3 +186,20 @@ def assert_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) ->
         assert a.shape == b.shape and torch.isfinite(a).all(), name
         error = (a - b).square().mean().sqrt() / b.abs().max().clamp(min=1e-30)
         assert error <= tolerances.FLOAT32_GRADIENT, f"{name}: {error:.3g}"
+
+
+def assert_wrong_tensors_are_named(forward: Callable[..., object], head_dim: int) -> None:
+    """Kernels in C and in Triton refuse the same tensors in the same words."""
+    geometry, plain = Geometry(70, 64), Circuits(Readout())
+    query, cells = inputs(10, head_dim, geometry)
+    with pytest.raises(ValueError, match=r"query: expected torch.float32 .* received torch.float64"):
+        forward(query.double(), cells, geometry, plain)
+    with pytest.raises(ValueError, match=r"weights of the keys: expected .* \(1, 71\).* received .*\(1, 70\)"):
+        forward(query, cells, Geometry(71, 64), plain)
+    with pytest.raises(ValueError, match="1 to 4 images, received 5"):
+        forward(query, inputs(10, head_dim, geometry, (5, 1))[1], geometry, plain)
+    with pytest.raises(ValueError, match="no multiple of the 3 heads"):
+        forward(query, cells, geometry, Circuits(Readout(), None, torch.zeros(3, 70)))
+    with pytest.raises(ValueError, match="score_start: expected the places"):
+        noise = Noise(torch.zeros(100), torch.zeros(4, 10))
+        forward(query, cells, geometry, Circuits(Readout(), noise))

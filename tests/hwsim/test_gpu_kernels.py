@@ -21,6 +21,7 @@ from tests.hwsim.comparison import inputs as tensors_for
 from tests.hwsim.native_reference import (
     assert_codes,
     assert_gradients,
+    assert_wrong_tensors_are_named,
     circuits,
     dense_attention,
     doubles,
@@ -137,19 +138,9 @@ def test_gradient_passes_straight_through_the_grid() -> None:
 
 @interpreted
 def test_wrong_tensors_are_named() -> None:
-    geometry, plain = Geometry(70, 64), Circuits(Readout())
-    query, cells = inputs(10, 16, geometry)
-    with pytest.raises(ValueError, match=r"query: expected torch.float32 .* received torch.float64"):
-        gpu.attention_forward(query.double(), cells, geometry, plain)
-    with pytest.raises(ValueError, match=r"weights of the keys: expected .* \(1, 71\).* received .*\(1, 70\)"):
-        gpu.attention_forward(query, cells, Geometry(71, 64), plain)
-    with pytest.raises(ValueError, match="1 to 4 images, received 5"):
-        gpu.attention_forward(query, inputs(10, 16, geometry, (5, 1))[1], geometry, plain)
-    with pytest.raises(ValueError, match="no multiple of the 3 heads"):
-        gpu.attention_forward(query, cells, geometry, Circuits(Readout(), None, torch.zeros(3, 70)))
-    with pytest.raises(ValueError, match="score_start: expected the places"):
-        noise = Noise(torch.zeros(100), torch.zeros(4, 10))
-        gpu.attention_forward(query, cells, geometry, Circuits(Readout(), noise))
+    assert_wrong_tensors_are_named(gpu.attention_forward, 16)
+    geometry = Geometry(70, 64)
+    query, _ = inputs(10, 16, geometry)
     with pytest.raises(ValueError, match="grid: expected one image of the values and no constant, received 2 images"):
         two = inputs(10, 16, geometry, (1, 2))[1]
         gpu.attention_forward(query, two, geometry, Circuits(Readout(), grid=0.5))

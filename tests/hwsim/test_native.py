@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hwsim import native
-from hwsim.native import Cells, Circuits, Geometry, Noise, Readout, build
+from hwsim.native import Cells, Circuits, Geometry, Readout, build
 from tests.hwsim.native_reference import (
     assert_codes,
     assert_gradients,
+    assert_wrong_tensors_are_named,
     circuits,
     dense_attention,
     doubles,
@@ -158,20 +159,7 @@ def test_threads_do_not_change_a_bit(variant):
 
 @needs_compiler
 def test_wrong_tensors_are_named():
-    geometry = Geometry(70, 64)
-    query, cells = inputs(10, 64, geometry)
-    plain = Circuits(Readout())
-    with pytest.raises(ValueError, match=r"query: expected torch.float32 .* received torch.float64"):
-        native.attention_forward(query.double(), cells, geometry, plain)
-    with pytest.raises(ValueError, match=r"weights of the keys: expected .* \(1, 71\).* received .*\(1, 70\)"):
-        native.attention_forward(query, cells, Geometry(71, 64), plain)
-    with pytest.raises(ValueError, match="1 to 4 images, received 5"):
-        native.attention_forward(query, inputs(10, 64, geometry, (5, 1))[1], geometry, plain)
-    with pytest.raises(ValueError, match="no multiple of the 3 heads"):
-        native.attention_forward(query, cells, geometry, Circuits(Readout(), None, torch.zeros(3, 70)))
-    with pytest.raises(ValueError, match="score_start: expected the places"):
-        noise = Noise(torch.zeros(100), torch.zeros(4, 10))
-        native.attention_forward(query, cells, geometry, Circuits(Readout(), noise))
+    assert_wrong_tensors_are_named(native.attention_forward, 64)
 
 
 def test_no_compiler_is_a_reason_not_an_error(monkeypatch):
