@@ -48,6 +48,9 @@ class Circuits:
         self.noisy_charge = has_read_noise(device, place)
         self.jitter = pulse_jitter(device, device.cost.time_av) if place.keys is not None else 0.0
         self.offset = device.variability.phi_offset_sigma if place.die is not None else 0.0
+        stepped, readout = self.step is not None, device.readout
+        self.code_errors = place.die is not None and stepped and bool(readout.inl or readout.dnl)
+        self.readout_noise = readout.noise if place.keys is not None and stepped else 0.0
         self._states: dict[str, Tensor] = {}
         self.line: Tensor | None = None
         if self.noisy_scores:
@@ -138,15 +141,15 @@ class Circuits:
         if self.step is None:
             x.clamp_(-most, most)
             return gate
-        die, readout = self.place.die, self.device.readout
-        exact = die is None or not (readout.offset_sigma or readout.inl or readout.dnl)
-        if not exact or (self.place.keys is not None and readout.noise):
+        readout = self.device.readout
+        offset = self.place.die is not None and bool(readout.offset_sigma)
+        if offset or self.code_errors or self.readout_noise:
             x.clamp_(-most, most)
-        if die is not None and readout.offset_sigma:
+        if offset:
             x.add_(self._column("readout offset", heads, tile), alpha=readout.offset_sigma)
-        if self.place.keys is not None and readout.noise:
-            x.add_(self._rows("readout", heads, rows, tile, self.dims, space), alpha=readout.noise)
-        if die is not None and (readout.inl or readout.dnl):
+        if self.readout_noise:
+            x.add_(self._rows("readout", heads, rows, tile, self.dims, space), alpha=self.readout_noise)
+        if self.code_errors:
             x.clamp_(-most, most)
             self._add_code_errors(x, heads, tile)
         top = float(highest_code(readout))
@@ -208,6 +211,19 @@ class Circuits:
         assert die is not None
         where = self.like.device
         return self.per_head(die.circuits(what, where, self.kv_heads, self.device.subtiles, self.dims)).to(self.like)
+
+    def errors(self) -> Tensor:
+        """Return the errors [steps] of the converters of all sub-tiles at each code, (h, sub-tiles, codes, d)."""
+        die, like = self.place.die, self.like
+        assert die is not None
+
+        def of(tile: int) -> Tensor:
+            return readout_errors(self.device, die, tile, self.kv_heads, self.dims, like.dtype, like.device).mT
+
+        def made() -> Tensor:
+            return self.per_head(torch.stack([of(tile) for tile in range(self.device.subtiles)], 1))
+
+        return die.once(("errors of all codes", self.kv_heads, self.heads, self.dims, like.dtype, like.device), made)
 
     def per_head(self, x: Tensor) -> Tensor:
         """Repeat (kv_heads, ...) for the query heads of each group."""

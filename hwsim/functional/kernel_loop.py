@@ -1,7 +1,7 @@
 """Whether kernels compute a tile loop, in C or in Triton, and the tile loop in their words.
 
-Both leave out pulse jitter, digitised scores, noise and code errors of the readout, and cells with time constants of
-their own; ``tile_loop`` does all of it.
+Both leave out digitised scores, learned ranges of the readout, and cells with time constants of their own; those in
+Triton pulse jitter and noise and code errors of the readout as well. ``tile_loop`` does all of it.
 """
 
 from __future__ import annotations
@@ -93,10 +93,8 @@ def kernel_loop(
     if not isinstance(keys, CellImages) or not isinstance(values, CellImages):
         return None
     most = max(len(cells.bands) for cells in (*exact, *behind) if isinstance(cells, CellImages))
-    if most > native.MOST_IMAGES or not _known(circuits, pulses):
-        return None
     kind = _kind(pulses.device)
-    if kind is None:
+    if kind is None or most > native.MOST_IMAGES or not _known(circuits, pulses, kind):
         return None
     device = circuits.device
     slopes = None
@@ -111,7 +109,7 @@ def kernel_loop(
 
 def in_c(circuits: Circuits, like: Tensor) -> bool:
     """Whether the kernels in C compute what these circuits do, on tensors like this one, and are to."""
-    return like.device.type == "cpu" and _known(circuits, like) and wants_c()
+    return like.device.type == "cpu" and wants_c() and _known(circuits, like, "native")
 
 
 def wants_c() -> bool:
@@ -136,16 +134,13 @@ def _kind(where: torch.device) -> Literal["native", "triton"] | None:
     return None
 
 
-def _known(circuits: Circuits, like: Tensor) -> bool:
-    """Whether the kernels know all effects of circuits, on tensors like this one."""
-    readout, place = circuits.device.readout, circuits.place
+def _known(circuits: Circuits, like: Tensor, kind: Literal["native", "triton"]) -> bool:
+    """Whether kernels know all effects of circuits, on tensors like this one."""
     if like.dtype != torch.float32 or circuits.device.tile.assignment != "ring":
         return False
-    if circuits.jitter or circuits.device.readout_qk.bits is not None or circuits.full_scale is not None:
+    if circuits.device.readout_qk.bits is not None or circuits.full_scale is not None:
         return False
-    if place.die is not None and circuits.step is not None and (readout.inl or readout.dnl):
-        return False
-    return place.keys is None or circuits.step is None or not readout.noise
+    return kind == "native" or not (circuits.jitter or circuits.code_errors or circuits.readout_noise)
 
 
 def _cells(keys: CellImages, values: CellImages, circuits: Circuits) -> native.Cells:
@@ -173,18 +168,19 @@ def circuits_for_kernels(circuits: Circuits, geometry: native.Geometry, grid: fl
     """Return circuits as the kernels take them; ``grid`` is the charge [1] of one step of the pulse grid."""
     device, place = circuits.device, circuits.place
     readout, noise, die = device.readout, None, place.die
-    gain = offset = score_offset = None
+    gain = offset = errors = score_offset = None
     if die is not None:
         if circuits.step is not None and readout.gain_sigma:
             gain = circuits.columns("readout gain").mul(readout.gain_sigma).add_(1.0)
         if circuits.step is not None and readout.offset_sigma:
             offset = circuits.columns("readout offset").mul(readout.offset_sigma)
+        errors = circuits.errors() if circuits.code_errors else None
         if circuits.offset:
             slots = torch.arange(geometry.window, device=circuits.like.device)
             score_offset = circuits.per_head(
                 die.columns("phi", circuits.kv_heads, slots).to(circuits.like) * circuits.offset
             )
-    if circuits.noisy_scores or circuits.noisy_charge:
+    if circuits.noisy_scores or circuits.noisy_charge or circuits.jitter or circuits.readout_noise:
         scores, charges = circuits.noisy_scores, circuits.noisy_charge
         full = full_scale_current(device) / device.saturation.av
         noise = native.Noise(
@@ -193,6 +189,8 @@ def circuits_for_kernels(circuits: Circuits, geometry: native.Geometry, grid: fl
             circuits.places("score", device.tile.slots) if scores else None,
             (full, device.noise.white**2, device.noise.flicker**2) if charges else None,
             circuits.places("charge", circuits.dims) if charges else None,
+            (circuits.jitter, circuits.places("phi jitter", device.tile.slots)) if circuits.jitter else None,
+            (circuits.readout_noise, circuits.places("readout", circuits.dims)) if circuits.readout_noise else None,
         )
     top = 0.0 if circuits.step is None else float(highest_code(readout))
-    return native.Circuits(native.Readout(circuits.step or 0.0, top, gain, offset), noise, score_offset, grid)
+    return native.Circuits(native.Readout(circuits.step or 0.0, top, gain, offset, errors), noise, score_offset, grid)

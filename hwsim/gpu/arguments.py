@@ -100,7 +100,9 @@ class Call:
     """
 
     def __init__(self, query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits) -> None:
-        readout, tiles = circuits.readout, geometry.tiles
+        readout, tiles, noise = circuits.readout, geometry.tiles, circuits.noise
+        if readout.errors is not None or (noise and (noise.jitter or noise.readout)):
+            raise ValueError("the kernels in Triton know neither jitter, nor noise and errors of codes")
         self.where, self.shape, self.window, self.keys = query.device, query.shape, geometry.window, cells.key.shape[2]
         self.count, queries, self.dims = query.shape
         per_head = [x for x in (readout.gain, readout.offset, circuits.score_offset) if x is not None]
@@ -121,7 +123,7 @@ class Call:
             geometry.key_start,
         )  # fmt: skip
         offset = self._optional("score_offset", circuits.score_offset, (heads, geometry.window))
-        of_scores, of_charges = self._noise(circuits.noise, (self.count, queries, tiles))
+        of_scores, of_charges = self._noise(noise, (self.count, queries, tiles))
         self.scoring = Scoring(
             self.query, self.cells.key, self.cells.weight_k, self.cells.constant_k, offset, *of_scores
         )

@@ -75,17 +75,19 @@ class Readout:
         top: Highest code.
         gain: [1] (heads, tiles, head_dim) in front of the clip, or None.
         offset: [steps] (heads, tiles, head_dim) behind it, or None.
+        errors: [steps] (heads, tiles, codes, head_dim) of each code, the middle one being code 0, or None.
     """
 
     step: float = 0.0
     top: float = 0.0
     gain: Tensor | None = None
     offset: Tensor | None = None
+    errors: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """What is added to scores and charges; rows of a pool of standard normals.
+    """What is added to scores, pulses, charges and codes; rows of a pool of standard normals.
 
     Attributes:
         pool: (any,) float32 standard normals.
@@ -94,6 +96,8 @@ class Noise:
         charge: (full scale, white^2, flicker^2): ``sigma = full_scale sqrt(white^2 sum phi + flicker^2 sum phi^2)``,
             or None.
         charge_start: (n, queries, tiles) int32 place in the pool of the first dimension.
+        jitter: [1] deviation of each pulse that is not empty, and places as those of the scores; or None.
+        readout: [steps] deviation in front of the rounding, and places as those of the charges; or None.
     """
 
     pool: Tensor
@@ -101,6 +105,8 @@ class Noise:
     score_start: Tensor | None = None
     charge: tuple[float, float, float] | None = None
     charge_start: Tensor | None = None
+    jitter: tuple[float, Tensor] | None = None
+    readout: tuple[float, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +231,8 @@ def attention_decode(
         Unavailable: If there is no kernel.
         ValueError: If a tensor has another shape, type or device.
     """
+    if circuits.readout.errors is not None or ((n := circuits.noise) and (n.jitter or n.readout)):
+        raise ValueError("the kernel of a single query knows neither jitter, nor noise and errors of codes")
     call = _Call(query, cells, geometry, circuits)
     check("query", query, (query.shape[0], 1, query.shape[2]))
     check("key", cells.key, (query.shape[0], cells.key.shape[1], geometry.window, query.shape[2]))
@@ -245,7 +253,9 @@ class _Call:
         check("query", query, (count, queries, dims), torch.uint8 if self.coded else torch.float32)
         self.query, self.cells = self.padded(query), self.of_width(cells)
         self.check_cells(self.cells)
-        per_head = [x for x in (readout.gain, readout.offset, circuits.score_offset) if x is not None]
+        per_head = [
+            x for x in (readout.gain, readout.offset, readout.errors, circuits.score_offset) if x is not None
+        ]  # fmt: skip
         heads = per_head[0].shape[0] if per_head else 1
         if count % heads:
             raise ValueError(f"{count} heads of all sequences are no multiple of the {heads} heads of the circuits")
@@ -258,6 +268,7 @@ class _Call:
             "gain": self._circuit("gain", readout.gain, (heads, tiles, dims)),
             "offset": self._circuit("offset", readout.offset, (heads, tiles, dims)),
         }  # fmt: skip
+        self.numbers = {"step": float(readout.step), "top": float(readout.top), "grid": circuits.grid or 0.0}
         if noise is not None:
             places = (count, queries, tiles)
             self.tensors["pool"] = self._optional("pool", noise.pool, noise.pool.shape)
@@ -267,13 +278,24 @@ class _Call:
             if noise.charge is not None:
                 self.tensors["charge_noise"] = torch.tensor(noise.charge, dtype=torch.float32, device="cpu")
                 self.tensors["charge_start"] = self._places("charge_start", noise.charge_start, places)
+            if noise.jitter is not None:
+                self.numbers["jitter"], start = noise.jitter
+                self.tensors["jitter_start"] = self._places("jitter_start", start, places)
+            if noise.readout is not None:
+                self.numbers["readout_noise"], start = noise.readout
+                self.tensors["readout_start"] = self._places("readout_start", start, places)
+        codes = 0
+        if readout.errors is not None:
+            codes = readout.errors.shape[2]
+            if readout.step <= 0.0 or codes // 2 < round(1.0 / readout.step):
+                raise ValueError(f"errors of {codes} codes do not reach the end of a converter of step {readout.step}")
+            self.tensors["errors"] = self._circuit("errors", readout.errors, (heads, tiles, codes, dims))
         self.sizes = {
             "count": count, "heads": heads, "queries": queries, "keys": self.keys, "width": self.width, "dims": dims,
             "window": geometry.window, "slots": min(geometry.slots, geometry.window),
             "query_start": geometry.query_start, "key_start": geometry.key_start, "threads": torch.get_num_threads(),
-            "images_k": self.cells.key.shape[1], "images_v": self.cells.value.shape[1],
+            "images_k": self.cells.key.shape[1], "images_v": self.cells.value.shape[1], "codes": codes,
         }  # fmt: skip
-        self.numbers = {"step": float(readout.step), "top": float(readout.top), "grid": circuits.grid or 0.0}
         if circuits.grid is not None and (self.cells.value.shape[1] != 1 or self.cells.constant_v is not None):
             raise ValueError("a pulse grid needs values of one image, without a constant")
 

@@ -31,12 +31,14 @@ def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = tor
 
 SIZES = (
     "count", "heads", "queries", "keys", "width", "dims", "window", "slots", "query_start", "key_start", "threads",
-    "images_k", "images_v", "images_dk", "images_dv",
+    "images_k", "images_v", "images_dk", "images_dv", "codes",
 )  # fmt: skip
 INPUTS = (
     "query", "key", "value", "weight_k", "weight_v", "constant_k", "constant_v", "score_offset", "score_sigma",
-    "score_start", "charge_noise", "charge_start", "pool", "gain", "offset", "query_code", "key_code", "value_code",
+    "score_start", "charge_noise", "charge_start", "jitter_start", "readout_start", "pool", "gain", "offset", "errors",
+    "query_code", "key_code", "value_code",
 )  # fmt: skip
+NUMBERS = ("step", "top", "grid", "jitter", "readout_noise")
 RESULTS = (
     "out", "saturated", "grad", "slope_key", "slope_value", "slope_weight_k", "slope_weight_v", "slope_constant_k",
     "slope_constant_v", "grad_query",
@@ -45,12 +47,12 @@ RESULTS = (
 
 
 class Arguments(ctypes.Structure):
-    """Sizes as int64, tensors as addresses (0 where there is none), ``step``, ``top`` and ``grid`` as double."""
+    """Sizes as int64, tensors as addresses (0 where there is none), numbers as double."""
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in SIZES]
         + [(name, ctypes.c_void_p) for name in INPUTS]
-        + [(name, ctypes.c_double) for name in ("step", "top", "grid")]
+        + [(name, ctypes.c_double) for name in NUMBERS]
         + [(name, ctypes.c_void_p) for name in RESULTS]
     )
 

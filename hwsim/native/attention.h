@@ -3,9 +3,10 @@
  * What is computed, for each head n, query t (write index) and slot (s mod M), in float32:
  *
  *     S[t,s]  = sum_i wk_i[t-s] <q_t, K_i[s]> + ck[t-s] <q_t, 1> + offset[slot] + sigma[t] z[t,slot]     t-M < s <= t
- *     phi     = clamp(S, 0, 1)
+ *     phi     = clamp(S, 0, 1), and where that is not 0: max(phi + jitter z1[t,slot], 0)
  *     X_j[t]  = sum_{s in sub-tile j} phi (sum_i wv_i[t-s] V_i[s] + cv[t-s]) + sigma_j[t] z2[t,j]
- *     code_j  = clamp(round(clamp(X gain, -1, 1) / step + offset), -top, top) step
+ *     y_j     = clamp(X gain, -1, 1) / step + offset + readout_noise z3[t,j]
+ *     code_j  = clamp(round(y + errors[round(clamp(y, -1/step, 1/step))]), -top, top) step
  *     out[t]  = sum_j code_j
  *
  * Queries, keys and values are images of cells in float32, or codes of one byte: <q, K> is then a whole number, exact.
@@ -42,6 +43,7 @@ typedef struct {
     int64_t threads;
     int64_t images_k, images_v;   /* of the forward products */
     int64_t images_dk, images_dv; /* of the gradient's products */
+    int64_t codes;                /* of the converter that have an error of their own */
     /* Inputs of both directions */
     const float *query;  /* (count, queries, width) */
     const float *key;    /* (count, images_k, keys, width) */
@@ -55,15 +57,20 @@ typedef struct {
     const int32_t *score_start; /* (count, queries, tiles) places in the pool, or NULL */
     const float *charge_noise; /* (3): full scale, white^2, flicker^2, or NULL */
     const int32_t *charge_start; /* (count, queries, tiles) or NULL */
+    const int32_t *jitter_start;  /* (count, queries, tiles) or NULL */
+    const int32_t *readout_start; /* (count, queries, tiles) or NULL */
     const float *pool;
     const float *gain;   /* (heads, tiles, width) or NULL */
     const float *offset; /* (heads, tiles, width) [steps] or NULL */
+    const float *errors; /* (heads, tiles, codes, width) [steps], of the codes -(codes / 2) and up, or NULL */
     const uint8_t *query_code; /* in place of query, key and value: shapes as theirs, one image each */
     const int8_t *key_code;
     const int8_t *value_code;
     double step;         /* 0: continuous */
     double top;          /* highest code */
     double grid;         /* 0: pulses are continuous */
+    double jitter;       /* deviation of a pulse that is not empty */
+    double readout_noise; /* [steps] */
     /* Results of the forward direction */
     float *out;          /* (count, queries, width) */
     uint8_t *saturated;  /* (count, queries, tiles, width / 8) one bit where |X gain| >= 1, or NULL */

@@ -1,8 +1,10 @@
 /* Backward direction: scores and pulses are computed again, five products for each piece of keys.
  *
  *     dX = dout gain [not saturated]        dphi^T = sum_i wv_i (V_i dX^T) + cv sum_d dX
- *     dS_i^T = wk_i dphi^T [0 < phi < 1]    (and likewise with ck, summed over the keys, for <dq, 1>)
+ *     dS_i^T = wk_i dphi^T [0 < S < 1]      (and likewise with ck, summed over the keys, for <dq, 1>)
  *     dQ += sum_i dS_i K_i                  dK_i += dS_i^T Q                     dV_i += (phi wv_i)^T dX
+ *
+ * Where jitter ended a pulse before it began, its score has no gradient.
  */
 #include "scores.h"
 
@@ -58,7 +60,11 @@ INLINE void slope_rows(const pass *s, piece at, const float *const *values, cons
             int64_t to = (row + r) * BLOCK + lane + v * LANES, then = age - r + v * LANES;
             if (!plain && p->slope_constant_v)
                 slope[r][v] += load(passed_sum + lane + v * LANES) * load(s->t->slope_constant_v + then);
-            vf phi = load(s->w->pulses + to), open = where_open(phi, slope[r][v]);
+            vf phi = load(s->w->pulses + to), open;
+            if (!plain && p->jitter_start)
+                open = where_above(phi, where_open(load(s->w->clean + to), slope[r][v]));
+            else
+                open = where_open(phi, slope[r][v]);
             if (!plain && p->slope_constant_k) {
                 float *sums = s->w->constant_grad + lane + v * LANES;
                 store(sums, load(sums) + open * load(s->t->slope_constant_k + then));
@@ -143,7 +149,7 @@ static void backward_piece(const pass *s, piece at, const float *passed, const f
     for (int64_t i = 0; !s->coded && i < p->images_dv; i++, copy += BLOCK * p->width)
         values[i] = whole_rows(p->slope_value + (s->n * p->images_dv + i) * p->keys * p->width, at, p->key_start,
                                p->width, copy);
-    if (p->images_dk == 1 && p->images_dv == 1 && !p->slope_constant_k && !p->slope_constant_v)
+    if (p->images_dk == 1 && p->images_dv == 1 && !p->slope_constant_k && !p->slope_constant_v && !p->jitter_start)
         slope_groups(s, at, values, passed_t, passed_sum, 1);
     else
         slope_groups(s, at, values, passed_t, passed_sum, 0);
@@ -166,7 +172,7 @@ static void backward_block(const attention_arguments *p, const tables *t, worksp
 {
     pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 0,
               .coded = p->query_code != NULL, .gridded = p->grid > 0.0};
-    s.plain = p->images_k == 1 && !p->constant_k && !p->score_offset && !p->score_sigma;
+    s.plain = p->images_k == 1 && !p->constant_k && !p->score_offset && !p->score_sigma && !p->jitter_start;
     int64_t row = n * p->queries + start - p->query_start;
     take_queries(&s);
     copy_rows(w->grad, p->grad + row * p->width, s.queries, p->width);

@@ -4,12 +4,12 @@
 typedef struct {
     float limit, inverse, step, top, grid;
     int rounds;
-    const float *gain, *offset; /* of this head and sub-tile, or NULL */
+    const float *gain, *offset, *errors; /* of this head and sub-tile, or NULL; errors from the one of code 0 on */
     int plain;
     uint8_t *saturated; /* of the block's first query, or NULL */
     int64_t stride;     /* bytes between two queries */
     float spread[BLOCK];      /* deviation of the charge's noise of each query */
-    const float *noise[BLOCK];
+    const float *noise[BLOCK], *readout_noise[BLOCK]; /* of the charges and of the codes, or NULL */
     uint8_t live[BLOCK];      /* whether the query reads anything of the sub-tile */
 } readout;
 
@@ -25,6 +25,16 @@ INLINE void note_saturated(readout *o, int query, int64_t column, vf x)
 #else
     *to = (uint8_t)(column % 8 ? *to | bits << 4 : bits);
 #endif
+}
+
+/* Errors of the codes, a lane each; those of one code lie side by side */
+INLINE vf errors_of(vf code, const float *errors, int64_t width)
+{
+    float x[LANES], y[LANES];
+    store(x, code);
+    for (int i = 0; i < LANES; i++)
+        y[i] = errors[(x[i] == x[i] ? (int64_t)x[i] : 0) * width + i]; /* what is not a number has no code */
+    return load(y);
 }
 
 /* Digitises the charges of ROWS queries and adds the codes to the output. */
@@ -56,6 +66,12 @@ INLINE void read_rows(const pass *s, readout *o, vf acc[ROWS][MOST], int query, 
                 x = clamp(x, all(-1.0f), all(1.0f)) * o->inverse;
                 if (o->offset)
                     x += load(o->offset + at);
+                if (o->readout_noise[query + r])
+                    x += (float)s->p->readout_noise * load_some(o->readout_noise[query + r] + at, s->p->dims - at);
+                if (o->errors) {
+                    x = clamp(x, all(-o->inverse), all(o->inverse));
+                    x += errors_of(rounded(x), o->errors + at, width);
+                }
                 x = clamp(x, all(-o->top), all(o->top));
             }
             if (o->rounds)
@@ -128,6 +144,7 @@ static void prepare_readout(const pass *s, readout *o, int64_t tile, const piece
     int64_t circuits = (s->n % p->heads * tiles + tile) * p->width;
     o->gain = p->gain ? p->gain + circuits : NULL;
     o->offset = p->offset ? p->offset + circuits : NULL;
+    o->errors = p->errors ? p->errors + circuits * p->codes + p->codes / 2 * p->width : NULL;
     o->saturated = p->saturated ? p->saturated + (row * tiles + tile) * (p->width / 8) : NULL;
     o->stride = tiles * (p->width / 8);
     for (int q = 0; q < s->queries && !o->plain; q++) {
@@ -143,6 +160,7 @@ static void prepare_readout(const pass *s, readout *o, int64_t tile, const piece
             o->spread[q] = p->charge_noise[0] * __builtin_sqrtf(variance);
             o->noise[q] = p->pool + p->charge_start[(row + q) * tiles + tile];
         }
+        o->readout_noise[q] = p->readout_start ? p->pool + p->readout_start[(row + q) * tiles + tile] : NULL;
     }
 }
 
@@ -151,9 +169,9 @@ static void forward_block(const attention_arguments *p, const tables *t, workspa
 {
     pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 1,
               .coded = p->query_code != NULL, .gridded = p->grid > 0.0};
-    int circuits = p->gain || p->offset;
+    int circuits = p->gain || p->offset || p->errors || p->readout_start;
     s.plain = p->images_k == 1 && p->images_v == 1 && !p->score_offset && !p->score_sigma && !p->charge_noise
-              && !p->constant_k && !p->constant_v;
+              && !p->constant_k && !p->constant_v && !p->jitter_start;
     readout o = {.rounds = p->step > 0.0, .top = (float)p->top, .plain = s.plain && !circuits, .grid = (float)p->grid};
     o.inverse = o.rounds ? (float)(1.0 / p->step) : 1.0f;
     o.limit = o.rounds && o.top < o.inverse ? o.top : o.inverse;

@@ -11,23 +11,25 @@ typedef struct {
     int64_t n;       /* batch x head */
     int64_t start;   /* write index of the block's first query */
     int queries;
-    int plain;       /* one image each, neither constant nor offset nor noise */
+    int plain;       /* one image each, neither constant nor offset nor noise nor jitter */
     int coded;       /* codes in place of images */
     int gridded;     /* pulses are whole numbers */
     int weighted;    /* forward: store phi times the weights of the values; backward: phi itself */
 } pass;
 
-/* Noise of the scores, transposed: (key, query) */
-static void place_noise(const pass *s, int64_t tile, piece at)
+/* Noise that has a number of the pool for each slot, transposed: (key, query); sigmas (queries) or one for all */
+static void place_noise(const pass *s, int64_t tile, piece at, const int32_t *starts, const float *sigmas, float sigma,
+                        float *to)
 {
     const attention_arguments *p = s->p;
     int64_t tiles = tiles_of(p), row = s->n * p->queries + s->start - p->query_start;
     int64_t inside = at.first % p->window - tile * p->slots;
     for (int q = 0; q < s->queries; q++) {
-        const float *z = p->pool + p->score_start[(row + q) * tiles + tile] + inside;
-        float sigma = p->score_sigma[row + q];
+        const float *z = p->pool + starts[(row + q) * tiles + tile] + inside;
+        if (sigmas)
+            sigma = sigmas[row + q];
         for (int r = 0; r < at.rows; r++)
-            s->w->noise[r * BLOCK + q] = sigma * z[r];
+            to[r * BLOCK + q] = sigma * z[r];
     }
 }
 
@@ -100,6 +102,12 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
         EACH_VECTOR(v) {
             vf phi = clamp(score[r][v], zero, one);
             float *to = s->w->pulses + (row + r) * BLOCK + lane + v * LANES;
+            if (!plain && p->jitter_start) {
+                int64_t here = to - s->w->pulses;
+                if (!weighted)
+                    store(s->w->clean + here, phi);
+                phi = where_above(phi, clamp(phi + load(s->w->jitter + here), zero, all(LARGEST)));
+            }
             if (!weighted) {
                 store(to, phi);
                 continue;
@@ -164,7 +172,9 @@ static void score_piece(const pass *s, int64_t tile, piece at)
     for (int64_t i = 0; !s->coded && i < p->images_k; i++, copy += BLOCK * p->width)
         keys[i] = whole_rows(p->key + (s->n * p->images_k + i) * p->keys * p->width, at, p->key_start, p->width, copy);
     if (!s->plain && p->score_sigma)
-        place_noise(s, tile, at);
+        place_noise(s, tile, at, p->score_start, p->score_sigma, 0.0f, s->w->noise);
+    if (!s->plain && p->jitter_start)
+        place_noise(s, tile, at, p->jitter_start, NULL, (float)p->jitter, s->w->jitter);
     if (s->coded && CODES_MULTIPLY) {
         if (s->plain && s->weighted)
             score_groups(s, at, keys, 1, 1, 1);

@@ -32,7 +32,8 @@ typedef struct {
     float *pulses;            /* (images, BLOCK keys, BLOCK queries) phi, or phi times its weight */
     float *charge;            /* (BLOCK, width) of the pieces so far; backward: gradient of the queries */
     float *rows;              /* (images, BLOCK, width) keys or values of a ragged piece, with zeros below */
-    float *noise;             /* (BLOCK keys, BLOCK queries) */
+    float *noise, *jitter;    /* (BLOCK keys, BLOCK queries) of the scores and of the pulses */
+    float *clean;             /* likewise, backward: phi before its jitter */
     float *sums;              /* (3, BLOCK) of phi, phi^2 and phi times the constant's weight, for each query */
     float *query_sum;         /* (BLOCK) sums of the queries over their dimensions */
     float *grad_sum, *passed_sum; /* (BLOCK) likewise of the gradients */
@@ -179,7 +180,7 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     int64_t plane = BLOCK * p->width, square = BLOCK * BLOCK;
     int64_t images = most(most(p->images_k, p->images_v), most(p->images_dk, p->images_dv));
     int64_t pieces = 2 * (p->slots / BLOCK + 2);
-    int64_t floats = (11 + images) * plane + (2 * images + 1) * square + 7 * BLOCK + 16;
+    int64_t floats = (11 + images) * plane + (2 * images + 3) * square + 7 * BLOCK + 16;
     char *memory = malloc((size_t)floats * sizeof(float) + (size_t)pieces * sizeof(piece) + 64);
     w->memory = memory;
     if (!memory)
@@ -201,6 +202,8 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     w->pulses = take(&at, images * square);
     w->slopes = take(&at, images * square);
     w->noise = take(&at, square);
+    w->jitter = take(&at, square);
+    w->clean = take(&at, square);
     w->sums = take(&at, 3 * BLOCK);
     w->query_sum = take(&at, BLOCK);
     w->grad_sum = take(&at, BLOCK);

@@ -146,6 +146,18 @@ INLINE vf where_open(vf phi, vf x)
 #endif
 }
 
+#define LARGEST 3.0e38f /* no pulse is longer */
+
+/* x where phi > 0, else 0 */
+INLINE vf where_above(vf phi, vf x)
+{
+#if LANES == 16
+    return (vf)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)phi, _mm512_setzero_ps(), _CMP_GT_OQ), (__m512)x);
+#else
+    return (vf)((vi)x & (phi > 0.0f));
+#endif
+}
+
 /* One bit for each lane with |x| >= 1, lane 0 lowest */
 INLINE unsigned saturated_lanes(vf x)
 {

@@ -37,6 +37,11 @@ def dense_attention(query: Tensor, cells: Cells, geometry: Geometry, circuits: C
         place = noise.score_start.long()[:, :, tile] + slot - tile * geometry.slots
         scores = scores + noise.score_sigma.double()[..., None] * noise.pool.double()[place]
     phi = torch.nn.functional.hardtanh(scores, 0, 1) * live  # no gradient at either end
+    if noise is not None and noise.jitter is not None:
+        deviation, start = noise.jitter
+        tile = slot // geometry.slots
+        z = noise.pool.double()[start.long()[:, :, tile] + slot - tile * geometry.slots]
+        phi = (phi + deviation * z * (phi > 0)).clamp(min=0.0)
     out = torch.zeros_like(query)
     for j in range(geometry.tiles):
         inside = slot // geometry.slots == j
@@ -61,6 +66,13 @@ def dense_attention(query: Tensor, cells: Cells, geometry: Geometry, circuits: C
             code = clipped / readout.step
             if readout.offset is not None:
                 code = code + _of_heads(readout.offset, count)[:, j, None]
+            if noise is not None and noise.readout is not None:
+                deviation, start = noise.readout
+                code = code + deviation * noise.pool.double()[start.long()[:, :, j, None] + torch.arange(dims)]
+            if readout.errors is not None:
+                code = code.clamp(-1 / readout.step, 1 / readout.step)
+                errors = _of_heads(readout.errors, count)[:, j]
+                code = code + errors.gather(1, code.round().long() + errors.shape[1] // 2)
             code = code.round().clamp(-readout.top, readout.top) * readout.step
         out = out + (clipped + (code - clipped).detach()) * read[:, None]
     return out
@@ -91,10 +103,10 @@ def inputs(
 
 
 def circuits(
-    tokens: int, head_dim: int, geometry: Geometry, *, mismatch: bool = False, noise: bool = False, heads: int = 2,
-    batch: int = 2, step: float = 1 / 15, seed: int = 1,
+    tokens: int, head_dim: int, geometry: Geometry, *, mismatch: bool = False, noise: bool = False,
+    late: bool = False, heads: int = 2, batch: int = 2, step: float = 1 / 15, seed: int = 1,
 ) -> Circuits:  # fmt: skip
-    """Return circuits with or without static deviations and noise."""
+    """Return circuits with or without static deviations and noise, and what the kernels in C alone know of them."""
     rng = torch.Generator().manual_seed(seed)
     shape = (heads, geometry.tiles, head_dim)
     found = Circuits(Readout(step, 15 if step else 0.0))
@@ -113,6 +125,11 @@ def circuits(
         sigma = 0.05 * torch.rand(places[:2], generator=rng)
         drawn = Noise(torch.randn(POOL, generator=rng), sigma, start, (0.1, 0.04, 0.01), start2)
         found = replace(found, noise=drawn)
+    if late:
+        assert found.noise is not None
+        readout = replace(found.readout, errors=0.4 * torch.randn(heads, geometry.tiles, 31, head_dim, generator=rng))
+        drawn = replace(found.noise, jitter=(0.2, found.noise.score_start), readout=(0.3, found.noise.charge_start))
+        found = replace(found, readout=readout, noise=drawn)
     return found
 
 

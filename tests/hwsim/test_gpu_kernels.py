@@ -186,6 +186,20 @@ def test_gradient_takes_the_kernel_of_the_value(monkeypatch: pytest.MonkeyPatch)
     assert ran == ["backward"]
 
 
+@pytest.mark.parametrize("effect", [{"input.jitter": "30 ps"}, {"readout.dnl": 0.1}, {"readout.noise": 0.1}], ids=str)
+def test_an_effect_that_they_do_not_know_is_never_lost(effect: dict[str, object]) -> None:
+    device, tensors = known(24, 16, **effect), tensors_for(1, 1, 1, 10, 16, torch.float32)
+    given = {"token_period_s": PERIOD, "die": Die(1, device), "read_key": 1}
+    with attention_kernel("triton"):
+        found = gain_cell_attention(*tensors, device, **given)
+    with attention_kernel("torch"):
+        assert torch.equal(found, gain_cell_attention(*tensors, device, **given))
+    geometry = Geometry(24, 16)
+    around = circuits(10, 16, geometry, noise=True, late=True)
+    with pytest.raises(ValueError, match="know neither jitter"):
+        gpu.attention_forward(*inputs(10, 16, geometry), geometry, around)
+
+
 def test_which_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(native, "available", lambda: "AVX2")

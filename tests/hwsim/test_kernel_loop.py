@@ -32,6 +32,10 @@ NO_KERNEL = pytest.mark.skipif(not native.available(), reason="no C compiler mad
         ((1, 2, 1, 65, 16), 40, 16, {"retention.v_inf": "0.3 V"}),
         ((1, 2, 1, 1, 64), 64, 64, {}),
         ((1, 4, 2, 90, 64), 64, 16, CONTINUOUS_READOUT),
+        ((1, 2, 2, 100, 64), 96, 48, {"input.jitter": "0.5 ns"}),
+        ((1, 4, 2, 100, 24), 96, 16, {"readout.noise": 0.4, "readout.offset_sigma": 0.3}),
+        ((2, 2, 1, 70, 64), 64, 64, {"readout.inl": 0.5, "readout.dnl": 0.5, "readout.noise": 0.2}),
+        ((1, 2, 2, 70, 64), 64, 64, {"readout.inl": 0.5, "readout.circuit": "ramp", "readout.codes": "published_33"}),
     ],
     ids=str,
 )
@@ -51,7 +55,6 @@ def test_kernels_in_c(
 @pytest.mark.parametrize(
     "effect",
     [
-        {"input.jitter": "30 ps"}, {"readout.inl": 0.1}, {"readout.dnl": 0.1}, {"readout.noise": 0.1},
         {"readout_qk.bits": 6}, {"retention.tau_sigma_ln": 0.4}, {"tile.assignment": "absolute"},
     ],
     ids=str,

@@ -62,6 +62,33 @@ def test_cubic_law_mismatch_and_noise(variant, tokens, window, slots, images, mi
 
 @needs_compiler
 @each_variant
+@pytest.mark.parametrize(("tokens", "window", "slots"), SHAPES)
+def test_jitter_and_what_codes_err(variant, tokens, window, slots):
+    geometry = Geometry(window, slots)
+    around = circuits(tokens, 80, geometry, mismatch=True, noise=True, late=True)
+    _compare(*inputs(tokens, 80, geometry), geometry, around, variant)
+
+
+@needs_compiler
+def test_a_single_query_refuses_what_it_does_not_know():
+    geometry = Geometry(100, 64)
+    query, cells = inputs(40, 16, geometry)
+    around = circuits(40, 16, geometry, noise=True, late=True)
+    with pytest.raises(ValueError, match="knows neither jitter"):
+        native.attention_decode(*newest(query, cells, geometry, around))
+
+
+@needs_compiler
+def test_a_table_of_errors_reaches_all_codes():
+    geometry = Geometry(100, 64)
+    query, cells = inputs(40, 16, geometry)
+    around = Circuits(Readout(1 / 15, 15, errors=torch.zeros(2, 2, 29, 16)))
+    with pytest.raises(ValueError, match="errors of 29 codes"):
+        native.attention_forward(query, cells, geometry, around)
+
+
+@needs_compiler
+@each_variant
 def test_a_constant_beside_single_images(variant):
     geometry = Geometry(70, 64)
     _compare(*inputs(100, 80, geometry, constant=True), geometry, circuits(100, 80, geometry), variant)
