@@ -5,8 +5,8 @@ any age from its values at the nodes ``a_j`` with the least mean square are foun
 
     min_W  E_cells |I(a) - sum_j W_j(a) I(a_j)|^2
 
-over quantiles of the log-normal time constant, the stored levels and offsets to either side. They include the mean
-decay, so they err ten times less than polynomials of the age through as many nodes.
+over the log-normal time constant (Gauss-Hermite points), the stored levels and offsets to either side. They include the
+mean decay, so they err ten times less than polynomials of the age through as many nodes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import NDArray
-from scipy.stats import norm
 
-QUANTILES = 200
-TAIL = (-4.5, -4.0, -3.5, 4.0)
-"""Standard normals beyond the quantiles, so that the fastest cells of a chip count."""
+POINTS = 40
+"""Time constants that stand for all; the outermost lie beyond those of any chip."""
 TOLERANCE = 2e-6
 """Rms error of the cells' currents, in full scales, that nodes may make: fewer readout codes change by it than by the
 rounding of float32."""
 MOST_NODES = 12
+SAMPLES = 48
+"""Ages of a range at which the error is looked at to find how many nodes it needs."""
 IMAGE_COST = 64
 """Queries whose products with a column of cells take as long as the image of the column (measured)."""
 
@@ -50,14 +51,15 @@ class Family:
 
     def currents(self, ages: NDArray) -> NDArray:
         """Return the currents of the family at some ages [tokens], weighted by how many cells they stand for."""
-        middle = norm.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES)
-        z = np.concatenate([middle, TAIL])
-        share = np.concatenate([np.full(QUANTILES, 1.0 / QUANTILES), norm.sf(np.abs(TAIL))])
-        y = np.linspace(self.lowest, self.highest, 8)[:, None, None]
-        v = y * np.exp(-(self.rate * np.exp(self.sigma * z))[:, None] * ages)
-        found = np.stack([c[0] + v * (c[1] + v * (c[2] + v * c[3])) for c in self.laws])
-        found *= np.sqrt(share / (8 * len(self.laws)))[:, None]
-        return found.reshape(-1, len(ages))
+        z, share = hermegauss(POINTS)
+        share = share / share.sum()
+        left = np.exp(-(self.rate * np.exp(self.sigma * z))[:, None] * ages)
+        powers = np.stack([np.ones_like(left), left, left**2, left**3]) * np.sqrt(share / len(self.laws))[:, None]
+        # Squares add up over eight levels as over the rows of the triangle that their powers reduce to
+        levels = np.vander(np.linspace(self.lowest, self.highest, 8), 4, increasing=True) / math.sqrt(8.0)
+        triangle = np.linalg.qr(levels, mode="r")
+        found = [np.tensordot(triangle * np.array(law), powers, 1) for law in self.laws]
+        return np.concatenate(found).reshape(-1, len(ages))
 
     @property
     def full_scale(self) -> float:
@@ -80,11 +82,26 @@ def fitted_weights(family: Family, nodes: int, span: int, youngest: int) -> tupl
     weights are zero.
     """
     before = max(0, -youngest)
-    known = family.currents(np.array(node_ages(nodes, span, youngest)))
     wanted = family.currents(np.arange(youngest + before, youngest + span + 1))
-    weights = np.linalg.lstsq(known, wanted, rcond=1e-13)[0]
-    wrong = np.sqrt(np.square(known @ weights - wanted).sum(0).max())
-    return np.pad(weights, ((0, 0), (before, 0))), float(wrong) / family.full_scale
+    weights, wrong = _fitted(family, node_ages(nodes, span, youngest), wanted)
+    return np.pad(weights, ((0, 0), (before, 0))), wrong
+
+
+def _fitted(family: Family, ages: tuple[float, ...], wanted: NDArray) -> tuple[NDArray, float]:
+    """Return the weights of nodes that come nearest to some currents, and the largest rms error in full scales."""
+    known = family.currents(np.array(ages))
+    weights = np.linalg.pinv(known, rcond=1e-13) @ wanted
+    return weights, float(np.sqrt(np.square(known @ weights - wanted).sum(0).max())) / family.full_scale
+
+
+@functools.lru_cache(maxsize=2048)
+def fewest_nodes(family: Family, span: int, youngest: int) -> int | None:
+    """Return how many nodes serve the ages youngest..youngest + span; None where no number does."""
+    wanted = family.currents(np.linspace(max(0, youngest), youngest + span, SAMPLES))  # the error is smooth
+    for nodes in range(1, MOST_NODES + 1):
+        if _fitted(family, node_ages(nodes, span, youngest), wanted)[1] <= TOLERANCE:
+            return nodes
+    return None
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,13 +119,11 @@ def steps_and_nodes(family: Family, queries: int, window: int, columns: int) -> 
         rows = columns * 2**n  # few different ones, so that weights can be kept
         span = max(1, rows + columns - 2)
         starts = {0, *(min(start, window - 1) for start in (columns, rows, 4 * rows))}
-        for nodes in range(1, MOST_NODES + 1):
-            cost = nodes * (1.0 + IMAGE_COST / rows)
-            if best is not None and cost >= best[0]:
-                break
-            if all(fitted_weights(family, nodes, span, start - columns + 1)[1] <= TOLERANCE for start in starts):
-                best = (cost, rows, nodes)
-                break
+        needed = [fewest_nodes(family, span, start - columns + 1) for start in starts]
+        serve = [nodes for nodes in needed if nodes is not None]
+        if len(serve) == len(needed):
+            cost = max(serve) * (1.0 + IMAGE_COST / rows)
+            best = (cost, rows, max(serve)) if best is None or cost < best[0] else best
         if rows >= queries:
             break
     return None if best is None else best[1:]

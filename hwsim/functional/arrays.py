@@ -189,11 +189,14 @@ class CellArray:
             )
         return torch.cat(parts, dim=-2)
 
-    def _law(self, *, surrogate: bool) -> tuple[float, ...]:
-        """Return the polynomial of the current over the saturation, in volts from the zero level."""
+    def _current(self, *, surrogate: bool) -> tuple[float, ...]:
+        """Return the polynomial of the current [A], in volts from the zero level."""
         slope = self.device.cell.surrogate_slope or 0.0
-        law = (0.0, slope, 0.0, 0.0) if surrogate else polynomial(self.device.cell)
-        return tuple(c / self.saturation for c in law)
+        return (0.0, slope, 0.0, 0.0) if surrogate else polynomial(self.device.cell)
+
+    def _law(self, *, surrogate: bool) -> tuple[float, ...]:
+        """Return the same over the saturation."""
+        return tuple(c / self.saturation for c in self._current(surrogate=surrogate))
 
     def coefficients(self, cells: CellDeviations, *, surrogate: bool) -> list[Tensor | float]:
         """Return c'_n of the current as a polynomial in the excursion y; one number, or one for each cell."""
@@ -286,7 +289,8 @@ class CellArray:
         device, storage = self.device, self.device.storage
         offset = device.variability.offset_sigma
         middle = written_voltage_offset(device) - threshold_drift(device)
-        laws = [shifted_polynomial(self._law(surrogate=surrogate), middle + by) for by in sorted({-offset, offset})]
+        law = self._current(surrogate=surrogate)  # not over the saturation, so that both arrays are of one family
+        laws = [shifted_polynomial(law, middle + by) for by in sorted({-offset, offset})]
         v_inf, sigma = relaxed_level(device), device.retention.tau_sigma_ln
         return Family(tuple(laws), storage.v_min - v_inf, storage.v_max - v_inf, rate, sigma)
 
