@@ -78,3 +78,6 @@ rounding to float32; adaptive servers multiply that by up to ten."""
 
 NATIVE_FLIPS = 1e-4
 """Share of outputs of the C kernels, float32, that may lie one readout step from float64 (measured: below 3e-5)."""
+
+AGED = 1e-4
+"""Of the largest output: cells of their own time constants err by 2e-6 of full scale, rms, and 64 of them add up."""

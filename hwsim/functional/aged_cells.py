@@ -55,6 +55,11 @@ class AgedCells:
     kept: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @property
+    def excursions_alone(self) -> bool:
+        """Whether the current is the excursion itself, but for ``scale``."""
+        return all(isinstance(c, float) for c in self.coefficients) and self.coefficients == (0.0, 1.0, 0.0, 0.0)
+
+    @property
     def span(self) -> int:
         """Largest difference of two ages within a step."""
         return max(1, self.rows + self.columns - 2)
@@ -125,7 +130,7 @@ class AgedCells:
 
         y = self.states[heads, step.keys].unflatten(0, (-1, h if whole else heads.stop - heads.start))
         ages = node_ages(self.nodes, self.span, step.above - self.columns + 1)
-        return _Images(y, of(self.rate), [of(c) for c in self.coefficients], ages, space)
+        return _Images(y, of(self.rate), [of(c) for c in self.coefficients], ages, space, bare=self.excursions_alone)
 
     def _weight(self, j: int, step: Step) -> Tensor:
         """Return L_j at the ages of a step, zero where they are not read, (R, C)."""
@@ -153,11 +158,18 @@ class _Images:
     """Images of the columns of a step, one node at a time; heads apart from sequences, which share the chip."""
 
     def __init__(
-        self, y: Tensor, rate: Coefficient, c: list[Coefficient], ages: tuple[float, ...], space: Workspace
+        self,
+        y: Tensor,
+        rate: Coefficient,
+        c: list[Coefficient],
+        ages: tuple[float, ...],
+        space: Workspace,
+        *,
+        bare: bool,
     ) -> None:
         self.y, self.rate, self.c, self.ages, self.space = y, rate, c, ages, space
         self.highest = max((n for n in range(4) if not _is_zero(c[n])), default=0)
-        self.bare = self.highest == 1 and _is_zero(c[0]) and isinstance(c[1], float) and c[1] == 1.0
+        self.bare = bare
         self.kept = self.z = y
 
     def at(self, j: int) -> Tensor:

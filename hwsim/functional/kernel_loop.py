@@ -1,11 +1,12 @@
 """Whether kernels compute a tile loop, in C or in Triton, and the tile loop in their words.
 
-Both leave out digitised scores, learned ranges of the readout, and cells with time constants of their own; those in
-Triton pulse jitter and noise and code errors of the readout as well. ``tile_loop`` does all of it.
+Both leave out digitised scores and learned ranges of the readout; those in Triton pulse jitter, noise and code errors
+of the readout, and cells with time constants of their own as well. ``tile_loop`` does all of it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from device_models.converters import highest_code
 from hwsim import gpu, native
+from hwsim.functional.age_weights import Family, fewest_nodes, fitted_weights, node_ages
+from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import full_scale_current
 from hwsim.functional.circuits import Circuits
@@ -61,8 +64,8 @@ class KernelLoop:
 
     kind: Literal["native", "triton"]
     query: Tensor
-    cells: native.Cells
-    slopes: native.Cells | None
+    cells: native.Cells | native.AgedCells
+    slopes: native.Cells | native.AgedCells | None
     geometry: native.Geometry
     circuits: native.Circuits
 
@@ -89,22 +92,30 @@ def kernel_loop(
         circuits: Everything between the products.
         stretch: Which tokens.
     """
-    keys, values = exact
-    if not isinstance(keys, CellImages) or not isinstance(values, CellImages):
-        return None
-    most = max(len(cells.bands) for cells in (*exact, *behind) if isinstance(cells, CellImages))
     kind = _kind(pulses.device)
-    if kind is None or most > native.MOST_IMAGES or not _known(circuits, pulses, kind):
+    if kind is None or not _known(circuits, pulses, kind):
         return None
     device = circuits.device
-    slopes = None
-    if behind[0] is not keys:
-        assert isinstance(behind[0], CellImages) and isinstance(behind[1], CellImages)
-        slopes = _cells(behind[0], behind[1], circuits)
     geometry = native.Geometry(device.window.tokens, device.tile.slots, stretch.first_query, stretch.first_key)
-    grid = None if values.grid is None else values.grid[0]
-    around = circuits_for_kernels(circuits, geometry, grid)
-    return KernelLoop(kind, pulses, _cells(keys, values, circuits), slopes, geometry, around)
+
+    def arrays(pair: tuple[object, object]) -> native.Cells | native.AgedCells | None:
+        keys, values = pair
+        if isinstance(keys, CellImages) and isinstance(values, CellImages):
+            few = max(len(keys.bands), len(values.bands)) <= native.MOST_IMAGES
+            return _cells(keys, values, circuits) if few else None
+        if kind == "native" and isinstance(keys, AgedCells) and isinstance(values, AgedCells):
+            ranges = native.Ranges.of(geometry, stretch.queries)
+            made = _aged(keys, ranges, 1.0), _aged(values, ranges, 1.0 / circuits.per_charge)
+            return native.AgedCells(made[0], made[1]) if made[0] and made[1] else None
+        return None
+
+    cells = arrays(exact)
+    slopes = None if behind[0] is exact[0] else arrays(behind)
+    if cells is None or (slopes is None and behind[0] is not exact[0]):
+        return None
+    values = exact[1]
+    grid = values.grid[0] if isinstance(values, CellImages) and values.grid else None
+    return KernelLoop(kind, pulses, cells, slopes, geometry, circuits_for_kernels(circuits, geometry, grid))
 
 
 def in_c(circuits: Circuits, like: Tensor) -> bool:
@@ -162,6 +173,43 @@ def _cells(keys: CellImages, values: CellImages, circuits: Circuits) -> native.C
         keys.states.detach(), values.states.detach(), weights(keys, 1.0), weights(values, unit), constant(keys, 1.0),
         constant(values, unit),
     )  # fmt: skip
+
+
+def _aged(cells: AgedCells, ranges: native.Ranges, unit: float) -> native.AgedArray | None:
+    """Return cells with the nodes of the kernels' ranges of ages; None where these are too many."""
+    assert cells.family is not None
+    made, like = _nodes(cells.family, ranges), cells.states
+    if made is None:
+        return None
+    ages, weights, counts = made
+    highest = max((n for n, c in enumerate(cells.coefficients) if isinstance(c, Tensor) or c), default=0)
+    found = [
+        c.expand(len(cells.rate), -1, like.shape[-1]) if isinstance(c, Tensor)
+        else like.new_full((len(cells.rate), 1, like.shape[-1]), c)
+        for c in cells.coefficients[: highest + 1]
+    ]  # fmt: skip
+    if cells.excursions_alone:
+        found = []
+    scaled = weights * (cells.scale * unit)
+    return native.AgedArray(like.detach(), cells.rate, tuple(found), ranges, ages, scaled, counts)
+
+
+@functools.lru_cache(maxsize=64)
+def _nodes(family: Family, ranges: native.Ranges) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return ages, weights and numbers of the nodes of all ranges; None where one needs too many."""
+    youngest = [ranges.youngest(number) for number in range(ranges.count)]
+    lived = [age + ranges.span >= 0 for age in youngest]  # before that nothing is written
+    found = [fewest_nodes(family, ranges.span, age) if some else 0 for age, some in zip(youngest, lived, strict=True)]
+    counts = [count for count in found if count is not None]
+    if len(counts) < len(found) or max(counts) > native.MOST_NODES:
+        return None
+    ages = torch.zeros(ranges.count, max(counts), device="cpu", dtype=torch.float32)
+    weights = torch.zeros(*ages.shape, ranges.span + 1, device="cpu", dtype=torch.float32)
+    for number, (age, count) in enumerate(zip(youngest, counts, strict=True)):
+        if count:
+            ages[number, :count] = torch.tensor(node_ages(count, ranges.span, age))
+            weights[number, :count] = torch.from_numpy(fitted_weights(family, count, ranges.span, age)[0])
+    return ages, weights, torch.tensor(counts, device="cpu")
 
 
 def circuits_for_kernels(circuits: Circuits, geometry: native.Geometry, grid: float | None = None) -> native.Circuits:

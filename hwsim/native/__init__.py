@@ -7,12 +7,20 @@ all cells, each with a weight that depends on the age alone. ``attention.h`` has
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hwsim.native.aged import BLOCK as BLOCK
+from hwsim.native.aged import MOST_NODES as MOST_NODES
+from hwsim.native.aged import AgedArray as AgedArray
+from hwsim.native.aged import AgedCells as AgedCells
+from hwsim.native.aged import Packed
+from hwsim.native.aged import Ranges as Ranges
 from hwsim.native.arguments import MULTIPLE as MULTIPLE
 from hwsim.native.arguments import Arguments, check, fresh
 from hwsim.native.arguments import Unavailable as Unavailable
@@ -134,14 +142,14 @@ def available(variant: str | None = None) -> str:
 
 
 def attention_forward(
-    query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits, *, save: bool = False,
+    query: Tensor, cells: Cells | AgedCells, geometry: Geometry, circuits: Circuits, *, save: bool = False,
     variant: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute attention of queries whose tokens and all that they read are among the keys.
 
     Args:
         query: (n, queries, head_dim) float32; uint8 codes up to 127 where the cells are codes.
-        cells: Images of the tokens written.
+        cells: Images of the tokens written, or cells that make their own.
         geometry: Where they lie.
         circuits: Converter, offsets and noise.
         save: Whether to return what the backward direction needs.
@@ -165,10 +173,10 @@ def attention_forward(
 
 
 def attention_backward(
-    grad: Tensor, query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits, saturated: Tensor | None = None,
-    *, slopes: Cells | None = None, variant: str | None = None,
+    grad: Tensor, query: Tensor, cells: Cells | AgedCells, geometry: Geometry, circuits: Circuits,
+    saturated: Tensor | None = None, *, slopes: Cells | AgedCells | None = None, variant: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients of query, key images and value images.
+    """Compute the gradients of query, key images and value images; by excursions where cells make their own images.
 
     The gradient passes straight through the converter where it does not clip, and through ``phi`` where 0 < phi < 1.
 
@@ -179,33 +187,28 @@ def attention_backward(
         geometry: Where the tokens lie.
         circuits: Converter, offsets and noise.
         saturated: From the forward direction; None where no converter clips.
-        slopes: Cells whose products the gradient is that of; None takes ``cells``.
+        slopes: Cells whose products the gradient is that of, of the same kind; None takes ``cells``.
         variant: Key of ``build.VARIANTS``; None is the fastest.
 
     Returns:
-        Gradients of the query and of the images of ``slopes``.
+        Gradients of the query and of the images or excursions of ``slopes``.
 
     Raises:
         Unavailable: If there is no kernel.
         ValueError: If a tensor has another shape, type or device.
     """
     call = _Call(query, cells, geometry, circuits)
-    taken = call.cells if slopes is None else call.of_width(slopes)
-    call.check_cells(taken)
+    if slopes is not None and isinstance(slopes, AgedCells) is not isinstance(cells, AgedCells):
+        raise ValueError("slopes: expected the same kind of cells as those of the forward direction")
+    taken = call.arrays if slopes is None else call.prepared(slopes)
     dims = query.shape[-1]
     check("grad", grad, query.shape)
-    results = [fresh(*x.shape) for x in (call.query, taken.key, taken.value)]
-    call.sizes.update(images_dk=taken.key.shape[1], images_dv=taken.value.shape[1])
+    results = [fresh(*shape) for shape in (call.query.shape, *taken.shapes)]
+    call.sizes.update(images_dk=taken.images[0], images_dv=taken.images[1])
     if saturated is not None:
         check("saturated", saturated, (*query.shape[:2], geometry.tiles, call.width // 8), torch.uint8)
-    slopes_of = {
-        "slope_weight_k": taken.weight_k, "slope_weight_v": taken.weight_v,
-        "slope_constant_k": taken.constant_k, "slope_constant_v": taken.constant_v,
-    }  # fmt: skip
-    if not call.coded:
-        slopes_of.update(slope_key=taken.key, slope_value=taken.value)
     call.run(
-        "attention_backward", variant, **slopes_of, grad=call.padded(grad), saturated=saturated,
+        "attention_backward", variant, **taken.slopes, grad=call.padded(grad), saturated=saturated,
         grad_query=results[0], grad_key=results[1], grad_value=results[2],
     )  # fmt: skip
     return results[0][..., :dims], results[1][..., :dims], results[2][..., :dims]
@@ -242,28 +245,35 @@ def attention_decode(
     return out[..., : query.shape[-1]]
 
 
+class _Arrays(NamedTuple):
+    """Cells by the names of the arguments, their images or nodes, and the shapes of their gradients."""
+
+    forward: Mapping[str, Tensor | Packed | None]
+    slopes: Mapping[str, Tensor | Packed | None]
+    images: tuple[int, int]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
 class _Call:
     """The arguments of one call: checked, contiguous, padded to whole vectors, and kept alive until it returns."""
 
-    def __init__(self, query: Tensor, cells: Cells, geometry: Geometry, circuits: Circuits) -> None:
+    def __init__(self, query: Tensor, cells: Cells | AgedCells, geometry: Geometry, circuits: Circuits) -> None:
         readout, noise, tiles = circuits.readout, circuits.noise, geometry.tiles
         count, queries, dims = query.shape
         self.shape, self.width, self.window = query.shape, -(-dims // MULTIPLE) * MULTIPLE, geometry.window
-        self.keys, self.coded = cells.key.shape[2], query.dtype == torch.uint8
+        aged, self.coded, self.geometry = isinstance(cells, AgedCells), query.dtype == torch.uint8, geometry
+        self.keys = (cells.key.states if isinstance(cells, AgedCells) else cells.key).shape[-2]
         check("query", query, (count, queries, dims), torch.uint8 if self.coded else torch.float32)
-        self.query, self.cells = self.padded(query), self.of_width(cells)
-        self.check_cells(self.cells)
-        per_head = [
-            x for x in (readout.gain, readout.offset, readout.errors, circuits.score_offset) if x is not None
-        ]  # fmt: skip
-        heads = per_head[0].shape[0] if per_head else 1
+        self.query = self.padded(query)
+        per_head = [readout.gain, readout.offset, readout.errors, circuits.score_offset]
+        if isinstance(cells, AgedCells):
+            per_head.append(cells.key.rate)
+        self.heads = heads = next((x.shape[0] for x in per_head if x is not None), 1)
         if count % heads:
             raise ValueError(f"{count} heads of all sequences are no multiple of the {heads} heads of the circuits")
-        suffix = "_code" if self.coded else ""
-        self.tensors: dict[str, Tensor | None] = {
-            f"query{suffix}": self.query, f"key{suffix}": self.cells.key, f"value{suffix}": self.cells.value,
-            "weight_k": self.cells.weight_k, "weight_v": self.cells.weight_v,
-            "constant_k": self.cells.constant_k, "constant_v": self.cells.constant_v,
+        self.arrays = self.prepared(cells)
+        self.tensors: dict[str, Tensor | Packed | None] = {
+            "query_code" if self.coded else "query": self.query, **self.arrays.forward,
             "score_offset": self._optional("score_offset", circuits.score_offset, (heads, geometry.window)),
             "gain": self._circuit("gain", readout.gain, (heads, tiles, dims)),
             "offset": self._circuit("offset", readout.offset, (heads, tiles, dims)),
@@ -294,17 +304,21 @@ class _Call:
             "count": count, "heads": heads, "queries": queries, "keys": self.keys, "width": self.width, "dims": dims,
             "window": geometry.window, "slots": min(geometry.slots, geometry.window),
             "query_start": geometry.query_start, "key_start": geometry.key_start, "threads": torch.get_num_threads(),
-            "images_k": self.cells.key.shape[1], "images_v": self.cells.value.shape[1], "codes": codes,
+            "images_k": self.arrays.images[0], "images_v": self.arrays.images[1], "codes": codes,
         }  # fmt: skip
-        if circuits.grid is not None and (self.cells.value.shape[1] != 1 or self.cells.constant_v is not None):
+        single = self.arrays.images[1] == 1 and not aged and self.arrays.forward["constant_v"] is None
+        if circuits.grid is not None and not single:
             raise ValueError("a pulse grid needs values of one image, without a constant")
 
-    def run(self, function: str, variant: str | None, **tensors: Tensor | None) -> None:
+    def run(self, function: str, variant: str | None, **tensors: Tensor | Packed | None) -> None:
         """Call a function of the library."""
         built = load(variant)
         if not isinstance(built, Built):
             raise Unavailable(built)
-        given = {name: x.data_ptr() for name, x in {**self.tensors, **tensors}.items() if x is not None}
+        given = {
+            name: x.data_ptr() if isinstance(x, Tensor) else x.address
+            for name, x in {**self.tensors, **tensors}.items() if x is not None
+        }  # fmt: skip
         arguments = Arguments(**self.sizes, **self.numbers, **given)
         if getattr(built.library, function)(ctypes.byref(arguments)):
             raise MemoryError(f"{function}: no memory for its tables")
@@ -313,15 +327,32 @@ class _Call:
         """Return a contiguous tensor whose last axis is padded to whole vectors."""
         return (x if x.shape[-1] == self.width else pad(x, (0, self.width - x.shape[-1]))).contiguous()
 
-    def of_width(self, cells: Cells) -> Cells:
-        """Pad the images."""
-        constants = (None if x is None else x.contiguous() for x in (cells.constant_k, cells.constant_v))
-        return Cells(
-            self.padded(cells.key), self.padded(cells.value), cells.weight_k.contiguous(), cells.weight_v.contiguous(),
-            *constants,
-        )  # fmt: skip
+    def prepared(self, cells: Cells | AgedCells) -> _Arrays:
+        """Check and pad cells."""
+        if isinstance(cells, Cells):
+            return self._of_images(cells)
+        ranges = Ranges.of(self.geometry, self.shape[1])
+        check("key", cells.key.states, (self.shape[0], self.keys, self.shape[2]))
+        check("value", cells.value.states, cells.key.states.shape)
+        key = cells.key.packed("key", self.heads, ranges, self.width)
+        value = cells.value.packed("value", self.heads, ranges, self.width)
+        shape = (self.shape[0], self.keys, self.width)
+        forward, slopes = {"aged_k": key, "aged_v": value}, {"aged_dk": key, "aged_dv": value}
+        return _Arrays(forward, slopes, (key.nodes, value.nodes), (shape, shape))
 
-    def check_cells(self, cells: Cells) -> None:
+    def _of_images(self, cells: Cells) -> _Arrays:
+        key, value = self.padded(cells.key), self.padded(cells.value)
+        weights = {"weight_k": cells.weight_k.contiguous(), "weight_v": cells.weight_v.contiguous()}
+        constants = {"constant_k": cells.constant_k, "constant_v": cells.constant_v}
+        beside = {**weights, **{name: None if x is None else x.contiguous() for name, x in constants.items()}}
+        self._check_images(replace(cells, key=key, value=value))
+        suffix, slopes = "_code" if self.coded else "", {f"slope_{name}": x for name, x in beside.items()}
+        if not self.coded:
+            slopes.update(slope_key=key, slope_value=value)
+        forward = {f"key{suffix}": key, f"value{suffix}": value, **beside}
+        return _Arrays(forward, slopes, (key.shape[1], value.shape[1]), (key.shape, value.shape))
+
+    def _check_images(self, cells: Cells) -> None:
         """Compare shapes of images and weights."""
         for name, states, weights in (("key", cells.key, cells.weight_k), ("value", cells.value, cells.weight_v)):
             images = states.shape[1]

@@ -36,13 +36,12 @@ SIZES = (
 INPUTS = (
     "query", "key", "value", "weight_k", "weight_v", "constant_k", "constant_v", "score_offset", "score_sigma",
     "score_start", "charge_noise", "charge_start", "jitter_start", "readout_start", "pool", "gain", "offset", "errors",
-    "query_code", "key_code", "value_code",
+    "query_code", "key_code", "value_code", "aged_k", "aged_v",
 )  # fmt: skip
 NUMBERS = ("step", "top", "grid", "jitter", "readout_noise")
 RESULTS = (
     "out", "saturated", "grad", "slope_key", "slope_value", "slope_weight_k", "slope_weight_v", "slope_constant_k",
-    "slope_constant_v", "grad_query",
-    "grad_key", "grad_value", "position",
+    "slope_constant_v", "aged_dk", "aged_dv", "grad_query", "grad_key", "grad_value", "position",
 )  # fmt: skip
 
 
@@ -55,6 +54,16 @@ class Arguments(ctypes.Structure):
         + [(name, ctypes.c_double) for name in NUMBERS]
         + [(name, ctypes.c_void_p) for name in RESULTS]
     )
+
+
+class AgedCells(ctypes.Structure):
+    """Cells of one array that fade at paces of their own."""
+
+    _fields_ = [
+        ("states", ctypes.c_void_p), ("rate", ctypes.c_void_p), ("coefficient", ctypes.c_void_p * 4),
+        ("ages", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("weights", ctypes.c_void_p),
+        ("each", ctypes.c_int64 * 4), *((name, ctypes.c_int64) for name in ("degree", "nodes", "length", "unit")),
+    ]  # fmt: skip
 
 
 class Converter(ctypes.Structure):

@@ -20,13 +20,26 @@
 
 #include <stdint.h>
 
-#define MOST_IMAGES 4
+#define MOST_IMAGES 8
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
 #define EXPORT __attribute__((visibility("default")))
 #endif
+
+/* Cells that fade at paces of their own: their currents at any age follow from images at the ages of nodes, with
+ * weights made for one range of ages each. A range begins `unit` tokens after the one before. */
+typedef struct {
+    const float *states;         /* (count, keys, width) excursions just after the write */
+    const float *rate;           /* (heads, keys, width) loss per token */
+    const float *coefficient[4]; /* c_n of the current, (heads, keys, width) or (heads, width); c_1 NULL: z itself */
+    const float *ages;           /* (ranges, nodes) */
+    const int64_t *counts;       /* (ranges) nodes that a range has, the first ones */
+    const float *weights;        /* (ranges, nodes, length) by age, with BESIDE numbers on either side */
+    int64_t each[4];             /* whether each token has a coefficient c_n of its own */
+    int64_t degree, nodes, length, unit;
+} aged_cells;
 
 typedef struct {
     /* Sizes. Tensors are contiguous, float32 unless said; width is a multiple of 16. */
@@ -41,7 +54,7 @@ typedef struct {
     int64_t query_start; /* write index of the first query */
     int64_t key_start;   /* write index of the first key */
     int64_t threads;
-    int64_t images_k, images_v;   /* of the forward products */
+    int64_t images_k, images_v;   /* of the forward products; nodes of aged cells */
     int64_t images_dk, images_dv; /* of the gradient's products */
     int64_t codes;                /* of the converter that have an error of their own */
     /* Inputs of both directions */
@@ -66,6 +79,7 @@ typedef struct {
     const uint8_t *query_code; /* in place of query, key and value: shapes as theirs, one image each */
     const int8_t *key_code;
     const int8_t *value_code;
+    const aged_cells *aged_k, *aged_v; /* in place of key, value and their weights, or NULL */
     double step;         /* 0: continuous */
     double top;          /* highest code */
     double grid;         /* 0: pulses are continuous */
@@ -78,9 +92,10 @@ typedef struct {
     const float *grad;   /* (count, queries, width) */
     const float *slope_key, *slope_value;   /* (count, images_dk or images_dv, keys, width) */
     const float *slope_weight_k, *slope_weight_v, *slope_constant_k, *slope_constant_v;
+    const aged_cells *aged_dk, *aged_dv;
     float *grad_query;   /* (count, queries, width) */
-    float *grad_key;     /* as slope_key */
-    float *grad_value;   /* as slope_value */
+    float *grad_key;     /* as slope_key; (count, keys, width) by the excursions of aged cells */
+    float *grad_value;   /* as slope_value, likewise */
     /* Decode: keys are slots (keys == window) */
     const int64_t *position; /* (count) write index of each query */
 } attention_arguments;

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = ("forward.c", "backward.c", "decode.c", "codes.c", "ring.c", "arrays.c", "peak.c")
-HEADERS = ("attention.h", "vectors.h", "tiles.h", "scores.h", "codes.h")
+HEADERS = ("attention.h", "vectors.h", "tiles.h", "aged.h", "scores.h", "codes.h")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden")
 OPENMP = "-fopenmp"

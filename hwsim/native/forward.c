@@ -93,7 +93,7 @@ INLINE void charge_rows(const pass *s, readout *o, const float *const *values, i
         EACH_ROW(r)
             EACH_VECTOR(v)
                 acc[r][v] = load(charge + r * p->width + v * LANES);
-    for (int64_t i = 0; i < (plain ? 1 : p->images_v); i++)
+    for (int64_t i = 0; i < (plain ? 1 : s->w->now.v.images); i++)
         multiply(acc, wide, s->w->pulses + (i * BLOCK + low) * BLOCK + query, 1, BLOCK,
                  values[i] + low * p->width + column, p->width, high - low);
     if (last)
@@ -128,7 +128,12 @@ static void charge_piece(const pass *s, readout *o, piece at, int first, int las
         widen_rows(s->w->keys, p->value_code + (s->n * p->keys + at.first - p->key_start) * p->width, at.rows, p->width);
         values[0] = s->w->keys;
     }
-    for (int64_t i = 0; !s->coded && i < p->images_v; i++)
+    if (p->aged_v) {
+        make_images(s->w->rows, p, p->aged_v, s->n, at, range_of(p, p->aged_v, s->start, at));
+        for (int64_t i = 0; i < s->w->now.v.images; i++)
+            values[i] = s->w->rows + i * BLOCK * p->width;
+    }
+    for (int64_t i = 0; !s->coded && !p->aged_v && i < p->images_v; i++)
         values[i] = p->value + ((s->n * p->images_v + i) * p->keys + at.first - p->key_start) * p->width;
     if (o->plain)
         charge_groups(s, o, values, at, first, last, 1);
@@ -170,7 +175,7 @@ static void forward_block(const attention_arguments *p, const tables *t, workspa
     pass s = {.p = p, .t = t, .w = w, .n = n, .start = start, .queries = (int)(stop - start), .weighted = 1,
               .coded = p->query_code != NULL, .gridded = p->grid > 0.0};
     int circuits = p->gain || p->offset || p->errors || p->readout_start;
-    s.plain = p->images_k == 1 && p->images_v == 1 && !p->score_offset && !p->score_sigma && !p->charge_noise
+    s.plain = p->images_k == 1 && p->images_v == 1 && !p->aged_k && !p->score_offset && !p->score_sigma && !p->charge_noise
               && !p->constant_k && !p->constant_v && !p->jitter_start;
     readout o = {.rounds = p->step > 0.0, .top = (float)p->top, .plain = s.plain && !circuits, .grid = (float)p->grid};
     o.inverse = o.rounds ? (float)(1.0 / p->step) : 1.0f;
@@ -218,7 +223,7 @@ int attention_forward(const attention_arguments *p)
 #endif
     {
         workspace w;
-        failed |= !make_workspace(&w, p);
+        failed |= !make_workspace(&w, p, &t);
         int ready = w.memory != NULL;
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)

@@ -2,6 +2,7 @@
 #ifndef GAIN_CELL_SCORES_H
 #define GAIN_CELL_SCORES_H
 
+#include "aged.h"
 #include "tiles.h"
 
 typedef struct {
@@ -70,19 +71,26 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
                        p->width / 4);
         EACH_ROW(r)
             EACH_VECTOR(v)
-                score[r][v] = to_floats(total[r][v]) * load(s->t->k[0] + age - r + v * LANES);
+                score[r][v] = to_floats(total[r][v]) * load(s->w->now.k.of[0] + age - r + v * LANES);
     }
-    for (int64_t i = 0; !coded && i < (plain ? 1 : p->images_k); i++) {
+    for (int64_t i = 0; !coded && i < (plain ? 1 : s->w->now.k.images); i++) {
         clear(acc, wide);
         multiply(acc, wide, keys[i] + row * p->width, p->width, 1, s->w->query_t + lane, BLOCK, p->width);
+        float *total = s->w->pulses + row * BLOCK + lane; /* in memory: registers are all taken */
         EACH_ROW(r)
             EACH_VECTOR(v) {
-                vf x = acc[r][v] * load(s->t->k[i] + age - r + v * LANES);
-                score[r][v] = i ? score[r][v] + x : x;
+                vf x = acc[r][v] * load(s->w->now.k.of[i] + age - r + v * LANES);
+                if (plain)
+                    score[r][v] = x;
+                else
+                    store(total + r * BLOCK + v * LANES, i ? load(total + r * BLOCK + v * LANES) + x : x);
             }
     }
     if (!plain) {
         EACH_ROW(r) {
+            EACH_VECTOR(v)
+                if (!coded)
+                    score[r][v] = load(s->w->pulses + (row + r) * BLOCK + lane + v * LANES);
             float exists = row + r < at.rows ? 1.0f : 0.0f;
             float offset = 0.0f;
             if (p->score_offset && exists != 0.0f)
@@ -112,11 +120,11 @@ INLINE void score_rows(const pass *s, piece at, const float *const *keys, int ro
                 store(to, phi);
                 continue;
             }
-            vf pulse = phi * load(s->t->v[0] + age - r + v * LANES);
+            vf pulse = phi * load(s->w->now.v.of[0] + age - r + v * LANES);
             store(to, s->gridded ? whole(pulse) : pulse);
             if (!plain) {
-                for (int64_t i = 1; i < p->images_v; i++)
-                    store(to + i * BLOCK * BLOCK, phi * load(s->t->v[i] + age - r + v * LANES));
+                for (int64_t i = 1; i < s->w->now.v.images; i++)
+                    store(to + i * BLOCK * BLOCK, phi * load(s->w->now.v.of[i] + age - r + v * LANES));
                 float *sums = s->w->sums + lane + v * LANES;
                 if (p->constant_v)
                     store(sums + 2 * BLOCK,
@@ -169,7 +177,16 @@ static void score_piece(const pass *s, int64_t tile, piece at)
     float *copy = s->w->rows;
     if (s->coded)
         keys[0] = code_rows(s, at);
-    for (int64_t i = 0; !s->coded && i < p->images_k; i++, copy += BLOCK * p->width)
+    if (p->aged_k) {
+        int64_t range = range_of(p, p->aged_k, s->start, at);
+        take_weights(&s->w->now.k, p, p->aged_k, range);
+        if (s->weighted)
+            take_weights(&s->w->now.v, p, p->aged_v, range);
+        make_images(s->w->aged, p, p->aged_k, s->n, at, range);
+        for (int64_t i = 0; i < s->w->now.k.images; i++)
+            keys[i] = s->w->aged + i * BLOCK * p->width;
+    }
+    for (int64_t i = 0; !s->coded && !p->aged_k && i < p->images_k; i++, copy += BLOCK * p->width)
         keys[i] = whole_rows(p->key + (s->n * p->images_k + i) * p->keys * p->width, at, p->key_start, p->width, copy);
     if (!s->plain && p->score_sigma)
         place_noise(s, tile, at, p->score_start, p->score_sigma, 0.0f, s->w->noise);

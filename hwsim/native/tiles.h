@@ -17,8 +17,18 @@ typedef struct {
 
 /* Age tables with zeros at the ages that are not read, shared by all threads of a call. */
 typedef struct {
+    int64_t images;
+    const float *of[MOST_IMAGES]; /* found by age */
+} weights;
+
+typedef struct {
+    weights k, v, slope_k, slope_v;
+} all_weights;
+
+typedef struct {
     float *memory;
-    const float *k[MOST_IMAGES], *v[MOST_IMAGES], *slope_k[MOST_IMAGES], *slope_v[MOST_IMAGES], *live;
+    all_weights by_age; /* of the images; those of aged cells depend on the piece */
+    const float *live;
     const float *constant_k, *constant_v, *slope_constant_k, *slope_constant_v; /* NULL where there is none */
 } tables;
 
@@ -41,7 +51,9 @@ typedef struct {
     float *grad, *grad_t;     /* (BLOCK, width), (width, BLOCK) */
     float *passed, *passed_t; /* gradient behind the readout of one sub-tile, likewise */
     float *slopes;            /* (images, BLOCK keys, BLOCK queries) gradient of the scores, weighted */
-    float *added;             /* (BLOCK, width) gradient of a ragged piece */
+    float *added;             /* (images, BLOCK, width) gradients of a piece: of a ragged one, or of images at nodes */
+    float *aged;              /* (images, BLOCK, width) images of a piece's keys at nodes */
+    all_weights now;          /* of the images of the piece at hand */
     piece *pieces;
 } workspace;
 
@@ -60,6 +72,18 @@ INLINE int64_t block_end(const attention_arguments *p, int64_t start)
     return least(lap + end, p->query_start + p->queries);
 }
 
+/* Where the block and the piece that begin there would begin if nothing had cut them off */
+INLINE int64_t block_base(const attention_arguments *p, int64_t start)
+{
+    int64_t unit = p->slots >= BLOCK ? p->slots : BLOCK / p->slots * p->slots, inside = start % p->window % unit;
+    return start - inside % BLOCK;
+}
+
+INLINE int64_t piece_base(const attention_arguments *p, int64_t first)
+{
+    return first - first % p->window % p->slots % BLOCK;
+}
+
 /* Lists the pieces of sub-tile `tile` that queries [start, stop) read. */
 static inline int find_pieces(const attention_arguments *p, int64_t start, int64_t stop, int64_t tile, piece *found)
 {
@@ -71,8 +95,10 @@ static inline int find_pieces(const attention_arguments *p, int64_t start, int64
         int64_t first = base + tile * p->slots, last = base + least((tile + 1) * p->slots, p->window);
         first = most(first, oldest);
         last = least(last, end);
-        for (; first < last; first += BLOCK)
-            found[count++] = (piece){first, (int)least(BLOCK, last - first)};
+        for (int64_t next; first < last; first = next) {
+            next = least(last, piece_base(p, first) + BLOCK);
+            found[count++] = (piece){first, (int)(next - first)};
+        }
     }
     return count;
 }
@@ -152,14 +178,18 @@ static inline int make_tables(tables *t, const attention_arguments *p)
     if (!t->memory)
         return 0;
     float *at = t->memory;
-    for (int64_t i = 0; i < p->images_k; i++, at += size)
-        t->k[i] = padded(at, p->weight_k + i * p->window, p->window);
-    for (int64_t i = 0; i < p->images_v; i++, at += size)
-        t->v[i] = padded(at, p->weight_v + i * p->window, p->window);
-    for (int64_t i = 0; p->grad && i < p->images_dk; i++, at += size)
-        t->slope_k[i] = padded(at, p->slope_weight_k + i * p->window, p->window);
-    for (int64_t i = 0; p->grad && i < p->images_dv; i++, at += size)
-        t->slope_v[i] = padded(at, p->slope_weight_v + i * p->window, p->window);
+    t->by_age.k.images = p->images_k;
+    t->by_age.v.images = p->images_v;
+    t->by_age.slope_k.images = p->images_dk;
+    t->by_age.slope_v.images = p->images_dv;
+    for (int64_t i = 0; p->weight_k && i < p->images_k; i++, at += size)
+        t->by_age.k.of[i] = padded(at, p->weight_k + i * p->window, p->window);
+    for (int64_t i = 0; p->weight_v && i < p->images_v; i++, at += size)
+        t->by_age.v.of[i] = padded(at, p->weight_v + i * p->window, p->window);
+    for (int64_t i = 0; p->slope_weight_k && i < p->images_dk; i++, at += size)
+        t->by_age.slope_k.of[i] = padded(at, p->slope_weight_k + i * p->window, p->window);
+    for (int64_t i = 0; p->slope_weight_v && i < p->images_dv; i++, at += size)
+        t->by_age.slope_v.of[i] = padded(at, p->slope_weight_v + i * p->window, p->window);
     const float *given[] = {p->constant_k, p->constant_v, p->slope_constant_k, p->slope_constant_v};
     const float **made[] = {&t->constant_k, &t->constant_v, &t->slope_constant_k, &t->slope_constant_v};
     for (int i = 0; i < 4; i++, at += size)
@@ -175,12 +205,14 @@ static inline float *take(float **at, int64_t floats)
     return here;
 }
 
-static inline int make_workspace(workspace *w, const attention_arguments *p)
+static inline int make_workspace(workspace *w, const attention_arguments *p, const tables *t)
 {
+    w->now = t->by_age;
     int64_t plane = BLOCK * p->width, square = BLOCK * BLOCK;
     int64_t images = most(most(p->images_k, p->images_v), most(p->images_dk, p->images_dv));
     int64_t pieces = 2 * (p->slots / BLOCK + 2);
-    int64_t floats = (11 + images) * plane + (2 * images + 3) * square + 7 * BLOCK + 16;
+    int64_t aged = p->aged_k || p->aged_v ? images : 0;
+    int64_t floats = (10 + images + (aged ? 2 * aged : 1)) * plane + (2 * images + 3) * square + 7 * BLOCK + 16;
     char *memory = malloc((size_t)floats * sizeof(float) + (size_t)pieces * sizeof(piece) + 64);
     w->memory = memory;
     if (!memory)
@@ -198,7 +230,8 @@ static inline int make_workspace(workspace *w, const attention_arguments *p)
     w->grad_t = take(&at, plane);
     w->passed = take(&at, plane);
     w->passed_t = take(&at, plane);
-    w->added = take(&at, plane);
+    w->added = take(&at, (aged ? aged : 1) * plane);
+    w->aged = take(&at, aged * plane);
     w->pulses = take(&at, images * square);
     w->slopes = take(&at, images * square);
     w->noise = take(&at, square);

@@ -280,6 +280,18 @@ INLINE vf to_floats(vi x)
 #endif
 }
 
+/* Of whole numbers */
+INLINE vi to_integers(vf x)
+{
+#if LANES == 16
+    return (vi)_mm512_cvtps_epi32((__m512)x);
+#elif LANES == 8
+    return (vi)_mm256_cvtps_epi32((__m256)x);
+#else
+    return __builtin_convertvector(x, vi);
+#endif
+}
+
 /* The next LANES codes, a lane each */
 INLINE vf widened(const int8_t *p)
 {

@@ -7,6 +7,7 @@ import torch
 
 from hwsim import Die, attention_kernel, gain_cell_attention, native
 from hwsim.functional import tile_loop
+from hwsim.native import build
 from tests import tolerances
 from tests.hwsim.comparison import (
     CONTINUOUS_READOUT,
@@ -52,10 +53,49 @@ def test_kernels_in_c(
     assert_same(found, expected, tolerances.FLOAT32, step=1 / 15, flips=tolerances.NATIVE_FLIPS)
 
 
+LINEAR = {"cell.law": "linear", "cell.coefficients": ["19.3 uA/V"]}
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("variant", list(build.VARIANTS))
+@pytest.mark.parametrize(
+    ("sizes", "window", "slots", "more"),
+    [
+        ((2, 4, 2, 200, 64), 1024, 64, {"variability.gain_sigma": 0.1}),
+        ((1, 2, 2, 300, 32), 128, 64, LINEAR),
+        ((1, 2, 1, 120, 80), 100, 64, SURROGATE),
+        ((1, 2, 2, 130, 32), 96, 48, {"retention.v_inf": "0.3 V"}),
+        ((1, 2, 2, 260, 16), 250, 100, {**LINEAR, "write.pedestal_mean": "6 mV", "variability.offset_sigma": "0 V"}),
+        ((1, 2, 2, 120, 16), 90, 7, {"input.jitter": "0.5 ns", "readout.inl": 0.3, "readout.noise": 0.2}),
+        ((1, 2, 2, 20, 16), 5, 2, CONTINUOUS_READOUT),
+    ],
+    ids=str,
+)
+def test_cells_of_their_own_time(
+    sizes: tuple[int, int, int, int, int], window: int, slots: int, more: dict[str, object], variant: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Against float64 in PyTorch, which interpolates cells to rounding; shapes where blocks begin anywhere as well."""
+    if variant not in build.variants():
+        pytest.skip(f"this processor does not run {variant}")
+    monkeypatch.setattr(native, "load", lambda _: build.load(variant))
+    chosen, choose = [], tile_loop.kernel_loop
+    monkeypatch.setattr(tile_loop, "kernel_loop", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    device = known(window, slots, **{"retention.tau_sigma_ln": 0.4}, **more)
+    tensors, given = inputs(*sizes), {"die": Die(3, device), "read_key": 5}
+    with attention_kernel("native"):
+        found = values_and_gradients(
+            gain_cell_attention, [x.float() for x in tensors], device, PERIOD, **given
+        )  # fmt: skip
+    assert [isinstance(loop.cells, native.AgedCells) for loop in chosen] == [True, True]
+    exact = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+    assert_same([x.double() for x in found], exact, tolerances.AGED, step=1 / 15, flips=tolerances.FLOAT32_FLIPS)
+
+
 @pytest.mark.parametrize(
     "effect",
     [
-        {"readout_qk.bits": 6}, {"retention.tau_sigma_ln": 0.4}, {"tile.assignment": "absolute"},
+        {"readout_qk.bits": 6}, {"tile.assignment": "absolute"},
     ],
     ids=str,
 )  # fmt: skip
