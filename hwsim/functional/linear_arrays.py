@@ -28,11 +28,13 @@ from hwsim.functional.whole_products import (
     tile_weights,
     whole_product,
 )
-from hwsim.native.bit_serial import CYCLES, BitWeights, bit_serial_product, lay_out
+from hwsim.native.bit_serial import AT_ONCE, CYCLES, LARGEST_SUM, BitWeights, bit_serial_product, lay_out
 from hwsim.randomness import keyed, normal, seed_of, uniform
 
 LARGEST_ERROR = 127
-"""Steps of the grid of gain errors to either side; 6 standard deviations, about 21 steps in one."""
+"""Steps of the grid of gain errors to either side, at most."""
+CUT_OFF = 6.0
+"""Standard deviations beyond which no weight errs."""
 CHUNK = 1 << 19
 """Column sums computed at a time: they stay in the processor's cache."""
 
@@ -104,7 +106,7 @@ def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) ->
         die_seed: Which chip.
         name: Path of the layer in its model.
 
-    Approximation: gain errors lie on a grid of sigma / 21, cut off at six sigma.
+    Approximation: gain errors lie on a grid of between a 21st and a quarter of sigma, cut off at six sigma.
     """
     codes = codes.to(torch.int8)
     rows, columns = (torch.arange(size, device=codes.device) for size in codes.shape)
@@ -115,10 +117,15 @@ def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) ->
         return ArrayWeights(codes)
     # Column sums stay below 2^30, in steps of the grid
     most = (1 << 30) // (array.rows * array.largest_digit)
-    units = max(1, min(most, round(LARGEST_ERROR / (6.0 * array.gain_sigma))))
+    units = round(LARGEST_ERROR / (CUT_OFF * array.gain_sigma))
+    narrow = int(LARGEST_SUM / AT_ONCE / (1.0 + CUT_OFF * array.gain_sigma))  # what the kernel in C adds up fastest
+    if narrow * array.gain_sigma >= 4.0:
+        units = min(units, narrow)
+    units = max(1, min(most, units))
+    largest = min(LARGEST_ERROR, int(CUT_OFF * array.gain_sigma * units))
     start = torch.tensor(seed_of(die_seed, "die", "weight gain", name), device=codes.device)
     errors = normal(keyed(start, rows[:, None], columns)).mul_(array.gain_sigma * units).round_()
-    errors = errors.clamp_(-LARGEST_ERROR, LARGEST_ERROR).to(torch.int8)
+    errors = errors.clamp_(-largest, largest).to(torch.int8)
     return ArrayWeights(codes, torch.where(codes == 0, 0, errors), units)
 
 

@@ -100,6 +100,6 @@ class BitArrays(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in BITS_SIZES]
-        + [(name, ctypes.c_void_p) for name in ("x", "codes", "errors", "pool", "places", "out")]
+        + [(name, ctypes.c_void_p) for name in ("x", "codes", "errors", "whole", "pool", "places", "out")]
         + [(name, ctypes.c_double) for name in ("units", "inverse", "noise", "top")]
     )

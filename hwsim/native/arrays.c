@@ -3,9 +3,10 @@
  *     S[c,r,t,o] = sum_{i in array r} bit_c(x[t,i]) w[i,o]                    whole numbers; the sign's cycle counts down
  *     out[t,o]   = sum_{c,r} 2^c clamp(round(S / step + sigma z[c,r,t,o]), -top, top)
  *
- * A weight is units code + error, both of eight bits. Four bits of a cycle have sixteen patterns: the sums of the four
- * codes and of the four errors that each picks are made once for 64 tokens, so that a column sum is one addition of
- * each for every four inputs, of 8 and 16 bits, for 32 outputs at a time.
+ * Four bits of a cycle have sixteen patterns: the sums of the four weights that each picks are made once for 64 tokens,
+ * so that a column sum is one addition for every four inputs, for 32 outputs at a time. Where weights are so small that
+ * 16 bits hold the sums of 64 of them, they are taken as they are; else a weight is units code + error, both of eight
+ * bits, and so are two sums.
  *
  * Source: Arlazarov, Dinic, Kronrod and Faradzev, On economical construction of the transitive closure of a directed
  * graph, 1970.
@@ -34,9 +35,10 @@ typedef int16_t half __attribute__((vector_size(2 * LANES)));
 
 typedef struct {
     int8_t codes[GROUPS][PATTERNS][OUTPUTS]; /* sums of the weights that a pattern picks */
-    int16_t errors[GROUPS][PATTERNS][OUTPUTS];
+    int16_t errors[GROUPS][PATTERNS][OUTPUTS]; /* and of errors, or of whole weights */
     int16_t code_sums[TOKENS][CYCLES][OUTPUTS]; /* of an array so far */
     int16_t error_sums[TOKENS][CYCLES][OUTPUTS];
+    int32_t whole_sums[TOKENS][CYCLES][OUTPUTS];
     float total[TOKENS][OUTPUTS]; /* of the arrays so far */
 } bench;
 
@@ -64,6 +66,20 @@ INLINE shorts load_shorts(const int16_t *p)
     shorts x;
     memcpy(&x, p, sizeof x);
     return x;
+}
+
+/* The lower or the upper half of some numbers, a lane each */
+INLINE vi short_integers(shorts x, const int upper)
+{
+#if LANES == 16
+    return (vi)_mm512_cvtepi16_epi32(upper ? _mm512_extracti64x4_epi64((__m512i)x, 1) : _mm512_castsi512_si256((__m512i)x));
+#elif LANES == 8
+    return (vi)_mm256_cvtepi16_epi32(upper ? _mm256_extracti128_si256((__m256i)x, 1) : _mm256_castsi256_si128((__m256i)x));
+#else
+    half some;
+    memcpy(&some, (const char *)&x + upper * (int)sizeof some, sizeof some);
+    return __builtin_convertvector(some, vi);
+#endif
 }
 
 /* LANES numbers as floats */
@@ -110,6 +126,20 @@ static void make_tables(const bit_arrays *p, bench *b, int64_t place, int64_t gr
                 b->codes[g][pattern][o] = (int8_t)(b->codes[g][rest][o] + codes[lowest * OUTPUTS + o]);
             for (int o = 0; errors && o < OUTPUTS; o++)
                 b->errors[g][pattern][o] = (int16_t)(b->errors[g][rest][o] + errors[lowest * OUTPUTS + o]);
+        }
+    }
+}
+
+/* Likewise of whole weights */
+static void make_whole_tables(const bit_arrays *p, bench *b, int64_t place, int64_t groups)
+{
+    for (int64_t g = 0; g < groups; g++) {
+        const int16_t *weights = p->whole + (place + g) * 4 * OUTPUTS;
+        memset(b->errors[g][0], 0, OUTPUTS * sizeof(int16_t));
+        for (int pattern = 1; pattern < PATTERNS; pattern++) {
+            int lowest = __builtin_ctz((unsigned)pattern), rest = pattern & (pattern - 1);
+            for (int o = 0; o < OUTPUTS; o++)
+                b->errors[g][pattern][o] = (int16_t)(b->errors[g][rest][o] + weights[lowest * OUTPUTS + o]);
         }
     }
 }
@@ -217,6 +247,80 @@ static void read_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
     }
 }
 
+/* The same with whole weights: sums go to the converters without a detour, totals wait in registers. */
+INLINE void read_whole(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
+                       int64_t four, int64_t groups, const int full, const int noisy)
+{
+    bench *b = w->bench;
+    const int more = four > 0, last = four + groups == p->fours;
+    const vf inverse = all((float)p->inverse), sigma = all((float)p->noise), top = all((float)p->top);
+    const int64_t all_fours = p->tiles * p->fours, left = p->outputs - block * OUTPUTS, count = p->tokens;
+    const uint16_t *at = w->patterns + tile * p->fours + four;
+    const int64_t *places = noisy ? p->places + tile * CYCLES * count + first : NULL;
+    const float *pool = p->pool + block * OUTPUTS;
+    float copy[OUTPUTS] = {0};
+    for (int t = 0; t < tokens; t++) {
+        vf total[OUTPUTS / LANES];
+        EACH_FLOATS(v)
+            total[v] = load(b->total[t] + v * LANES);
+        for (int c = 0; c < CYCLES; c++, at += all_fours) {
+            const float *noise = NULL;
+            if (noisy && last) {
+                noise = noise_of(pool + places[c * count + t], left, copy);
+                if (t + 1 < tokens) /* from anywhere in the pool: asked for a token ahead */
+                    for (int o = 0; o < OUTPUTS; o += 16)
+                        __builtin_prefetch(pool + places[c * count + t + 1] + o);
+            }
+            shorts sums[OUTPUTS / SHORTS];
+            EACH_SHORTS(v)
+                sums[v] = (shorts){0};
+            const int16_t *table = b->errors[0][0];
+            _Pragma("GCC unroll 16") for (int64_t g = 0; g < (full ? GROUPS : groups); g++) {
+                const int16_t *picked = table + g * TABLE + at[g];
+                EACH_SHORTS(v)
+                    sums[v] += load_shorts(picked + v * SHORTS);
+                __asm__ volatile("" ::: "memory"); /* one place after the other: sixteen at once would not fit */
+            }
+            int32_t *so_far = b->whole_sums[t][c];
+            const vf step = c == CYCLES - 1 ? -inverse : inverse, shift = all((float)(1 << c));
+            EACH_FLOATS(v) {
+                vi sum = short_integers(sums[v / 2], v % 2), before;
+                if (more) {
+                    memcpy(&before, so_far + v * LANES, sizeof before);
+                    sum += before;
+                }
+                if (!last) {
+                    memcpy(so_far + v * LANES, &sum, sizeof sum);
+                    continue;
+                }
+                vf x = to_floats(sum) * step;
+                if (noisy)
+                    x = fused(load(noise + v * LANES), sigma, x);
+                total[v] = fused(clamp(whole(x), -top, top), shift, total[v]);
+            }
+        }
+        EACH_FLOATS(v)
+            store(b->total[t] + v * LANES, total[v]);
+    }
+}
+
+static void read_whole_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
+{
+    const int64_t place = (block * p->tiles + tile) * p->fours;
+    for (int64_t g = 0; g < p->fours; g += GROUPS) {
+        const int64_t groups = p->fours - g < GROUPS ? p->fours - g : GROUPS;
+        make_whole_tables(p, w->bench, place + g, groups);
+        if (groups == GROUPS && p->places)
+            read_whole(p, w, tile, block, first, tokens, g, groups, 1, 1);
+        else if (groups == GROUPS)
+            read_whole(p, w, tile, block, first, tokens, g, groups, 1, 0);
+        else if (p->places)
+            read_whole(p, w, tile, block, first, tokens, g, groups, 0, 1);
+        else
+            read_whole(p, w, tile, block, first, tokens, g, groups, 0, 0);
+    }
+}
+
 static int make_workplace(workplace *w, const bit_arrays *p)
 {
     int64_t fours = p->tiles * p->fours;
@@ -255,8 +359,12 @@ int bit_serial_product(const bit_arrays *p)
             for (int64_t block = 0; block < blocks; block++) {
                 int64_t left = p->outputs - block * OUTPUTS, width = left < OUTPUTS ? left : OUTPUTS;
                 memset(w.bench->total, 0, sizeof w.bench->total);
-                for (int64_t tile = 0; tile < p->tiles; tile++)
-                    read_array(p, &w, tile, block, first, tokens);
+                for (int64_t tile = 0; tile < p->tiles; tile++) {
+                    if (p->whole)
+                        read_whole_array(p, &w, tile, block, first, tokens);
+                    else
+                        read_array(p, &w, tile, block, first, tokens);
+                }
                 for (int t = 0; t < tokens; t++)
                     memcpy(p->out + (first + t) * p->outputs + block * OUTPUTS, w.bench->total[t],
                            (size_t)width * sizeof(float));

@@ -136,10 +136,11 @@ typedef struct {
     const int8_t *x;         /* (tokens, inputs) */
     const int8_t *codes;     /* (outputs / 32, tiles, fours, 4, 32): -1, 0, 1 */
     const int8_t *errors;    /* likewise, so small that 16 bits hold their sum over an array; or NULL */
+    const int16_t *whole;    /* in place of both, weights so small that 16 bits hold the sum of 64 inputs; or NULL */
     const float *pool;
     const int64_t *places;   /* (tiles, 8, tokens) where in the pool the noise of the outputs begins, or NULL */
     float *out;              /* (tokens, outputs) sum of shifted codes */
-    double units;            /* a weight is units code + error, sums below 2^24 */
+    double units;            /* a weight is units code + error; sums below 2^24 */
     double inverse, noise, top; /* 1 / step, deviation [steps], highest code */
 } bit_arrays;
 

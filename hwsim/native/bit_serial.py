@@ -13,6 +13,8 @@ from hwsim.native.arguments import BitArrays, Unavailable, check, fresh
 from hwsim.native.build import Built, load
 
 CYCLES, FOUR, BLOCK = 8, 4, 32
+AT_ONCE = 64
+"""Inputs whose sums 16 bits have to hold for a weight to be taken whole."""
 LARGEST_SUM, LARGEST_WHOLE = (1 << 15) - 1, (1 << 24) - 1
 
 
@@ -21,8 +23,8 @@ class BitWeights:
     """Weights ``units code + error`` of one matrix as the kernel reads them.
 
     Attributes:
-        codes: (outputs / 32, arrays, fours, 4, 32) int8.
-        errors: Likewise, or None.
+        codes: (outputs / 32, arrays, fours, 4, 32) int8; int16 where they are whole weights.
+        errors: int8, likewise, or None.
         units: Of a code.
         shape: Outputs and inputs of the matrix.
         rows: Inputs of an array.
@@ -47,6 +49,7 @@ def lay_out(codes: Tensor, errors: Tensor | None, units: int, rows: int) -> BitW
     outputs, inputs = codes.shape
     rows = min(rows, inputs)
     largest = 0 if errors is None or not errors.numel() else int(errors.to(torch.int16).abs().max())
+    whole = errors is not None and AT_ONCE * (units + largest) <= LARGEST_SUM
     if not rows or rows * max(1, largest) > LARGEST_SUM or rows * (units + largest) > LARGEST_WHOLE:
         return None
 
@@ -56,6 +59,10 @@ def lay_out(codes: Tensor, errors: Tensor | None, units: int, rows: int) -> BitW
         x = pad(x.unflatten(1, (arrays, rows)), (0, fours * FOUR - rows))
         return x.unflatten(0, (-1, BLOCK)).unflatten(3, (fours, FOUR)).permute(0, 2, 3, 4, 1).contiguous()
 
+    if whole:
+        assert errors is not None
+        together = codes.to(torch.int16) * units + errors
+        return BitWeights(blocks(together), None, units, (outputs, inputs), rows)
     return BitWeights(blocks(codes), None if errors is None else blocks(errors), units, (outputs, inputs), rows)
 
 
@@ -87,7 +94,9 @@ def bit_serial_product(
     x, out = x.contiguous(), fresh(tokens, outputs)
     given = BitArrays(
         tokens=tokens, inputs=inputs, outputs=outputs, rows=weights.rows, tiles=arrays, fours=fours,
-        threads=torch.get_num_threads(), x=x.data_ptr(), codes=weights.codes.data_ptr(), units=weights.units,
+        threads=torch.get_num_threads(), x=x.data_ptr(), units=weights.units,
+        codes=weights.codes.data_ptr() if weights.codes.dtype == torch.int8 else None,
+        whole=weights.codes.data_ptr() if weights.codes.dtype == torch.int16 else None,
         errors=None if weights.errors is None else weights.errors.data_ptr(), out=out.data_ptr(), inverse=scale,
         top=top,
     )  # fmt: skip

@@ -42,10 +42,11 @@ def drawn(
 @NO_KERNEL
 @each_size
 @pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("sigma", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize(("sigma", "kind"), [(0.0, torch.int8), (0.002, torch.int8), (0.01, torch.int16),
+                                             (0.05, torch.int16), (0.3, torch.int16)])  # fmt: skip
 @pytest.mark.parametrize("variant", list(build.VARIANTS))
 def test_kernel_gives_the_bits_of_the_loop(
-    variant: str, tokens: int, inputs: int, outputs: int, rows: int, sigma: float, noisy: bool
+    variant: str, tokens: int, inputs: int, outputs: int, rows: int, sigma: float, kind: torch.dtype, noisy: bool
 ) -> None:
     if variant not in build.variants():
         pytest.skip(f"this processor does not run {variant}")
@@ -55,7 +56,7 @@ def test_kernel_gives_the_bits_of_the_loop(
     with attention_kernel("torch"):
         expected = array_product(x, weights, array, full_scale, conversions)
     bits = weights.bits(rows)
-    assert bits is not None
+    assert bits is not None and bits.codes.dtype == kind and (bits.errors is None) == (sigma != 0.002)
     placed = None
     if conversions is not None:
         noise = PlacedNoise.of(conversions.states(-(-inputs // rows)), 8, outputs)
@@ -89,6 +90,36 @@ def test_threads_do_not_change_a_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_weights_are_whole_where_16_bits_hold_their_sums() -> None:
+    codes, errors = torch.ones(4, 600, dtype=torch.int8), torch.full((4, 600), 11, dtype=torch.int8)
+    for units, kind in ((500, torch.int16), (501, torch.int8)):  # 64 times 511 are 32704
+        bits = lay_out(codes, errors, units, 256)
+        assert bits is not None and bits.codes.dtype == kind
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("sign", [1, -1])
+def test_largest_sums_that_16_bits_hold(sign: int) -> None:
+    codes = torch.full((40, 256), sign, dtype=torch.int8)
+    weights = ArrayWeights(codes, torch.full((40, 256), 11, dtype=torch.int8), 500)
+    x = torch.full((3, 256), -1.0)  # all bits
+    bits = weights.bits(256)
+    assert bits is not None and bits.codes.dtype == torch.int16
+    found = bit_serial_product(x.to(torch.int8), bits, 1.0, 1 << 17)
+    assert found.unique().tolist() == [-sign * 256 * 511]
+
+
+@pytest.mark.parametrize("sigma", [0.0005, 0.004, 0.008, 0.01, 0.05, 0.2])
+def test_grid_of_errors(sigma: float) -> None:
+    """A quarter of sigma at most, and as much spread as was asked for."""
+    array = replace(load_device("gaincell_28nm").linear, gain_sigma=sigma)
+    weights = made_weights(torch.ones(300, 400), array, 3, "layer")
+    assert weights.errors is not None and weights.units * sigma >= 4.0
+    errors = weights.errors.double() / weights.units
+    assert errors.std() == pytest.approx(sigma, rel=0.01)
+    assert errors.abs().max() <= 6.0 * sigma
 
 
 def test_sums_that_do_not_fit_are_left_to_the_loop() -> None:

@@ -290,7 +290,8 @@ def test_gain_of_weights_has_the_asked_spread() -> None:
         errors = made.values.flatten() - 1.0
         assert abs(float(errors.mean())) < 4 * sigma / 60_000**0.5
         assert float(errors.std()) == pytest.approx(sigma, rel=0.01)
-        spread_out = np.random.default_rng(0).uniform(-0.024, 0.024, 60_000)  # over the steps of the grid
+        step = 1.0 / (made.units * sigma)
+        spread_out = np.random.default_rng(0).uniform(-step / 2, step / 2, 60_000)  # over the steps of the grid
         assert stats.kstest((errors / sigma).numpy() + spread_out, "norm").pvalue > 1e-3
         assert torch.allclose(made.whole.double() / made.units, made.values, rtol=tolerances.FLOAT64, atol=0)
 
