@@ -207,7 +207,7 @@ def _nodes(family: Family, ranges: native.Ranges) -> tuple[Tensor, Tensor, Tenso
     weights = torch.zeros(*ages.shape, ranges.span + 1, device="cpu", dtype=torch.float32)
     for number, (age, count) in enumerate(zip(youngest, counts, strict=True)):
         if count:
-            ages[number, :count] = torch.tensor(node_ages(count, ranges.span, age))
+            ages[number, :count] = torch.tensor(node_ages(count, ranges.span, age), device="cpu")
             weights[number, :count] = torch.from_numpy(fitted_weights(family, count, ranges.span, age)[0])
     return ages, weights, torch.tensor(counts, device="cpu")
 
