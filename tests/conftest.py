@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
 
+from collections.abc import Iterator
+from typing import IO
+
 import pytest
 
 
@@ -21,3 +24,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
+
+
+@pytest.fixture
+def _sketched() -> Iterator[None]:
+    """Make figures, but save their words alone: most of the time that a page takes is drawing."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    def words(figure: Figure, file: IO[bytes], **_: object) -> None:
+        file.write("\n".join(text.get_text() for text in figure.findobj(Text)).encode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", words)
+        yield

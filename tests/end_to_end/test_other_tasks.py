@@ -43,6 +43,7 @@ def checked(said: Said, folder: Path) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_table_of_texts(tmp_path: Path, command: Callable[..., Said]) -> None:
     table = table_of_texts(tmp_path / "weather.csv", 60)
     said = command(
@@ -76,6 +77,7 @@ def test_table_of_texts(tmp_path: Path, command: Callable[..., Said]) -> None:
     assert "fewer than 5 real" in page.replace("\N{NO-BREAK SPACE}", " ")
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_plain_text(tmp_path: Path, command: Callable[..., Said]) -> None:
     files = [file_of_text(tmp_path / f"{name}.txt", size) for name, size in (("north", 5), ("south", 4), ("west", 3))]
     given = [word for file in files for word in ("--data-file", file)]

@@ -39,8 +39,11 @@ def assert_same_end(folder: Path, finished: RunResult) -> None:
     ours, theirs = record["final"], finished.result["final"]
     for key in set(theirs) - {"wall_seconds", "peak_memory_bytes"}:
         assert ours[key] == theirs[key], key
-    for figure in (finished.folder / "figures").iterdir():
-        assert (folder / "figures" / figure.name).read_bytes() == figure.read_bytes(), figure.name
+    assert figures_of(folder).keys() == figures_of(finished.folder).keys()
+
+
+def figures_of(folder: Path) -> dict[str, bytes]:
+    return {figure.name: figure.read_bytes() for figure in (folder / "figures").iterdir()}
 
 
 def test_interrupted_run_says_so_and_has_a_report(interrupted: Path) -> None:
@@ -57,6 +60,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(interrupted: Path, finished:
     created = read_result(folder / "result.json")["created"]
     result = resume(folder).result
     assert_same_end(folder, finished)
+    assert figures_of(folder) == figures_of(finished.folder)
     assert result["created"] == created
 
 
@@ -74,6 +78,7 @@ def killed_without_a_word(folder: Path) -> None:
     (folder / "report.html").unlink()
 
 
+@pytest.mark.usefixtures("_sketched")
 @pytest.mark.parametrize(
     "death",
     [killed_while_writing_the_next_adapter, killed_before_the_adapter_was_put_in_place, killed_without_a_word],
@@ -87,6 +92,7 @@ def test_killed_run_resumes_too(
     assert_same_end(folder, finished)
 
 
+@pytest.mark.usefixtures("_sketched")
 @pytest.mark.parametrize("moment", ["before the adapter is saved", "after the adapter is saved"])
 def test_interruption_in_the_middle_of_saving(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -110,6 +116,7 @@ def test_interruption_in_the_middle_of_saving(
     assert_same_end(folder, finished)
 
 
+@pytest.mark.usefixtures("_sketched")
 @pytest.mark.parametrize("stage", ["training round 1", "evaluating round 1", "writing the report"])
 def test_interruption_at_any_stage_is_resumable(finished: RunResult, tmp_path: Path, stage: str) -> None:
     class Stops(Observer):
@@ -123,6 +130,7 @@ def test_interruption_at_any_stage_is_resumable(finished: RunResult, tmp_path: P
     assert_same_end(folder, finished)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_interruption_of_a_resumed_run_is_resumable(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
     folder = copied(interrupted, tmp_path / "run")
 
@@ -137,6 +145,7 @@ def test_interruption_of_a_resumed_run_is_resumable(interrupted: Path, finished:
     assert_same_end(folder, finished)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_run_interrupted_after_its_last_round_only_needs_its_report(finished: RunResult, tmp_path: Path) -> None:
     folder = interrupt(RunConfig(**TINY), tmp_path, StopsAfter(2))
     trained = []
@@ -156,6 +165,7 @@ def test_completed_run_is_not_resumed(finished: RunResult) -> None:
         resume(finished.folder)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_published_adapter_is_put_back(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
     """It is for the user; runs go on from their checkpoint."""
     folder = copied(interrupted, tmp_path / "run")
@@ -183,6 +193,7 @@ def test_checkpoint_of_another_run_is_refused(interrupted: Path, tmp_path: Path)
         resume(folder)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(finished: RunResult, tmp_path: Path) -> None:
     folder = interrupt(RunConfig(**TINY), tmp_path, StopsAfter(2))
     (damaged,) = (folder / "state" / "round-00002").glob("adapter*")
@@ -197,6 +208,7 @@ def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(finished: RunRes
     assert_same_end(folder, finished)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_interruption_while_the_report_is_drawn_loses_nothing(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +229,7 @@ def test_interruption_while_the_report_is_drawn_loses_nothing(
 ADAPTIVE = {"strategy": {"kind": "fedadam"}, "optimiser": "sgd", "learning_rate": 1.0, "lora_baselines": []}
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_moments_of_the_server_are_kept(tmp_path: Path) -> None:
     config = RunConfig(**TINY | ADAPTIVE)
     whole = run(config, out=tmp_path, name="whole")
@@ -234,6 +247,7 @@ def test_changed_model_or_device_is_refused(interrupted: Path, tmp_path: Path, w
         resume(folder)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_changed_data_are_refused(tmp_path: Path) -> None:
     data = write_cohort(tmp_path / "data", 60, n_hospitals=3, seed=0)
     folder = interrupt(RunConfig(**TINY, data_dir=str(data)), tmp_path, StopsAfter(0))
@@ -270,6 +284,7 @@ def test_command_line_refuses_what_cannot_go_on(
         assert what in lines[0]
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_command_line_tells_how_to_go_on(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,6 +116,7 @@ def test_equal_questions_give_equal_bytes(cost: Callable, tmp_path: Path) -> Non
     assert set(contents[0]) == {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_two_devices_stand_beside_each_other(cost: Callable, priced: Callable, tmp_path: Path) -> None:
     devices = ("gaincell_28nm", "gaincell_igzo")
     facts = priced("--compare", *devices)
@@ -129,6 +130,7 @@ def test_two_devices_stand_beside_each_other(cost: Callable, priced: Callable, t
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == expected | {"comparison"}
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_one_device_beside_itself_has_figures_of_both(cost: Callable, tmp_path: Path) -> None:
     assert cost("--compare", "ideal", "ideal", "--figures", tmp_path / "figures")[0] == 0
     assert len(list((tmp_path / "figures").iterdir())) == 2 * (2 * len(FIGURES) + 1)
@@ -267,6 +269,7 @@ def test_existing_folder_of_figures_is_left_alone(cost: Callable, tmp_path: Path
     assert not (tmp_path / "cost.json").exists()
 
 
+@pytest.mark.usefixtures("_sketched")
 @pytest.mark.parametrize("option", ["--json", "--figures"])
 def test_place_that_cannot_be_written_is_one_line(cost: Callable, tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")

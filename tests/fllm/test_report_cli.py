@@ -41,6 +41,7 @@ def test_a_page_is_made_again_byte_for_byte(run_folder: Path, monkeypatch: pytes
     assert {"report.html", "report.md"} <= {path.name for path in first}
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_several_runs_are_compared(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +56,7 @@ def test_several_runs_are_compared(
     assert (run_folder / "report.html").exists() and (other / "report.html").exists()
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_out_names_the_folder_of_a_comparison(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +68,7 @@ def test_out_names_the_folder_of_a_comparison(
     assert "two or more to compare" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_open_shows_the_page(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr(webbrowser, "open", shown.append)
