@@ -27,24 +27,10 @@ from fllm.tracking import (
     round_numbers,
     settings_of,
 )
-from tests.fllm.small import CANARY, TINY, cohort_with_canary
+from tests.fllm.followed import example, follow
+from tests.fllm.small import CANARY, SHORT, cohort_with_canary
 
 ROOT = Path(fllm.tracking.__file__).parents[1]
-
-
-def example() -> dict[str, Any]:
-    text = (ROOT / "tests" / "report" / "example_result.json").read_text(encoding="utf-8")
-    record: dict[str, Any] = json.loads(text)
-    return record
-
-
-def follow(tracker: Observer, record: Mapping[str, Any], folder: Path, rounds: int, status: str) -> None:
-    """Tell a tracker about a run as fllm.runs does, up to so many rounds."""
-    folder.mkdir(exist_ok=True)
-    tracker.run_started(record, folder)
-    for row in record["rounds"][: rounds + 1]:
-        tracker.round_done(row, len(record["rounds"]) - 1)
-    tracker.run_ended({**record, "status": status})
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -75,10 +61,12 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
     out = tmp_path_factory.mktemp("tracked")
     data = cohort_with_canary(out / "secret-hospital")
-    config = RunConfig(**TINY, data_dir=str(data))
-    with pytest.raises(Interrupted) as stopped:
-        run(config, out=out, name="tracked", observer=Observers(*make_trackers(names), Stops()))
-    return resume(stopped.value.folder, observer=Observers(*make_trackers(names)))
+    config = RunConfig(**SHORT | {"num_rounds": 2}, data_dir=str(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fllm.runs.render", lambda *_: None)
+        with pytest.raises(Interrupted) as stopped:
+            run(config, out=out, name="tracked", observer=Observers(*make_trackers(names), Stops()))
+        return resume(stopped.value.folder, observer=Observers(*make_trackers(names)))
 
 
 def stored_run(folder: Path) -> tuple[Any, Any]:
@@ -110,7 +98,7 @@ def test_tensorboard_knows_the_configuration(tracked: RunResult) -> None:
     events = EventAccumulator(str(tracked.folder / "tensorboard")).Reload()
     start = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(start).hparams
-    assert settings["num_clients"].number_value == TINY["num_clients"]
+    assert settings["num_clients"].number_value == SHORT["num_clients"]
     assert settings["device_model"].string_value == "gaincell_28nm"
     assert "_hparams_/session_end_info" in events.summary_metadata
 
@@ -270,10 +258,11 @@ def test_failure_is_told_once_and_stops_nothing(tmp_path: Path, step: str) -> No
     assert journal.calls == {"open": 1, "write": 2, "close": 1 + (rounds + 1) + 1 + 1}[step]
 
 
-def test_run_whose_tracker_fails_is_complete(tmp_path: Path) -> None:
+def test_run_whose_tracker_fails_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fllm.runs.render", lambda *_: None)
     warned: list[str] = []
     tracker = Tracker("tensorboard", Failing("write"), warned.append)
-    result = run(RunConfig(**TINY), out=tmp_path, name="run", observer=Observers(tracker)).result
+    result = run(RunConfig(**SHORT), out=tmp_path, name="run", observer=Observers(tracker)).result
     assert result["status"] == "completed"
     assert len(warned) == 1
 
@@ -339,7 +328,7 @@ def refuse(self, address):
     raise OSError("no network")
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = lambda *a, **k: refuse(None, a)
-from tests.fllm.test_tracking import example, follow
+from tests.fllm.followed import example, follow
 from fllm.tracking import make_trackers
 warned = []
 follow(make_trackers(["mlflow"], warned.append)[0], example(), Path(sys.argv[1]), 9, "completed")
