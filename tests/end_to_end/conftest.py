@@ -18,12 +18,20 @@ from fllm import cli
 from fllm.config import RunConfig
 from fllm.runs import RunResult, run
 from tests.end_to_end.stopping import StopsAfter, interrupt
+from tests.fllm.calibrated_once import calibrated_once
 from tests.fllm.small import TINY
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _calibrated_once() -> Iterator[None]:
+    """Measure equal models on equal devices once; each loading would else take a second for it."""
+    with calibrated_once():
+        yield
 
 
 @pytest.fixture(scope="session")

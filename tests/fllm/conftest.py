@@ -7,13 +7,14 @@ import os
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from fllm import cli
+from tests.fllm.calibrated_once import calibrated_once
 from tests.fllm.small import SHIPPED, copied
 
 Terminal = Callable[..., tuple[str, str]]
@@ -22,6 +23,13 @@ Terminal = Callable[..., tuple[str, str]]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _calibrated_once() -> Iterator[None]:
+    """Measure equal models on equal devices once; each loading would else take a second for it."""
+    with calibrated_once():
+        yield
 
 
 @pytest.fixture

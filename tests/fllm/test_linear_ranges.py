@@ -14,9 +14,14 @@ from fllm.model.base import SHIPPED, LoadedModel, load_model, place
 from fllm.model.checkpoints import LINEAR, SCALERS, read_scalers, set_scalers, write_packed
 from fllm.preparation import device_of
 from hwsim import emulate
-from hwsim.linear_calibration import linear_layers
+from hwsim.linear_calibration import calibrate_linear_arrays, linear_layers
 
 TEXTS = ["Laboratory: white cells high, lipase normal.", "Imaging: dilated appendix with stranding."]
+
+
+@pytest.fixture(autouse=True)
+def _calibrated_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fllm.model.base.calibrate_linear_arrays", calibrate_linear_arrays)
 
 
 def load(folder: str | Path | None = None, texts: list[str] = TEXTS, **overrides: object) -> LoadedModel:

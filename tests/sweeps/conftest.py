@@ -18,12 +18,20 @@ from fllm.config import RunConfig
 from fllm.runs import RunResult, run
 from fllm.sweeps.bench import Worker
 from fllm.sweeps.engines import ENGINES
+from tests.fllm.calibrated_once import calibrated_once
 from tests.sweeps.small import SMALLEST, in_this_process, without_reports
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _calibrated_once() -> Iterator[None]:
+    """Measure equal models on equal devices once; each loading would else take a second for it."""
+    with calibrated_once():
+        yield
 
 
 @pytest.fixture(scope="package", autouse=True)
