@@ -31,6 +31,7 @@ from fllm.observer import Observer
 from fllm.preparation import prepare
 from fllm.results import read_result
 from fllm.sections import CueSettings
+from hwsim.native.build import cache_directory
 from tests.end_to_end.conftest import Said
 from tests.fllm.small import (
     CANARY,
@@ -99,7 +100,7 @@ class Finished:
 def finished_process(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     place = tmp_path_factory.mktemp("process")
     data = cohort_with_canaries(place / "data")
-    settings = settings_of(TINY | {"num_rounds": 1, "num_cases": 60})
+    settings = settings_of(TINY | {"num_rounds": 1, "max_tokens": 128})
     free = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "FLWR_", "TRANSFORMERS"))}
     done = subprocess.run(
         [
@@ -107,7 +108,10 @@ def finished_process(tmp_path_factory: pytest.TempPathFactory) -> Finished:
             "--data_dir", str(data), "--fields", ",".join(FIELDS), "--out", str(place / "out"), "--name", "run",
         ],
         cwd=place,
-        env=free | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", "HOME": str(place)},
+        env=free | {
+            "PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", "HOME": str(place),
+            "XDG_CACHE_HOME": str(cache_directory().parent),  # compiled kernels, which take longer than all else
+        },
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     sockets = (place / "sockets.txt").read_text(encoding="utf-8").splitlines()
@@ -300,6 +304,7 @@ def real(tmp_path: Path, command: Callable[..., Said]) -> Real:
     return Real(result, tmp_path / "run", said.terminal, data)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_no_number_of_few_real_patients_is_told(real: Real) -> None:
     data, evaluation = real.result["data"], real.result["final"]["evaluation"]
     assert (data["synthetic"], data["smallest_cell"], data["partition"]["name"]) == (False, 5, "age")
