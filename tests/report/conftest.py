@@ -4,9 +4,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from fllm.report.drawing import Picture
 from fllm.report.figures import figure_names
@@ -42,6 +43,20 @@ def html_of() -> Callable[[dict[str, Any]], str]:
         return page(result, blank).replace("\N{NO-BREAK SPACE}", " ")
 
     return fill
+
+
+@pytest.fixture
+def _laid_out() -> Iterator[None]:
+    """Lay figures out, which fails where drawing would, and save nothing of them."""
+
+    def lay_out(figure: Figure, file: IO[bytes], **settings: Any) -> None:
+        if settings["format"] == "svg":
+            figure.draw_without_rendering()
+        file.write(b"<svg/>")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lay_out)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -249,6 +249,7 @@ def test_no_label_of_the_tornado_is_cut_off(energy: dict[str, Any]) -> None:
         assert overlapping(figure) == []
 
 
+@pytest.mark.usefixtures("_laid_out")
 def test_every_figure_says_what_it_shows(result: Result) -> None:
     for made in draw_all(result):
         assert len(made.caption) > 30
@@ -265,6 +266,7 @@ def test_cost_figures_are_equal_for_equal_facts(facts: dict[str, Any], tmp_path:
         assert path.read_bytes() == (tmp_path / "c" / path.name).read_bytes()
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_cost_figures_of_two_devices(facts: dict[str, Any], tmp_path: Path) -> None:
     written = write_cost_figures([facts, facts], tmp_path / "both")
     names = {path.name for path in written}
@@ -272,6 +274,7 @@ def test_cost_figures_of_two_devices(facts: dict[str, Any], tmp_path: Path) -> N
     assert {"1_one_timeline.svg", "2_one_timeline.png", "comparison.svg"} <= names
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_cost_figures_need_a_place(facts: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be made"):

@@ -232,6 +232,7 @@ def test_an_unfinished_run_tells_its_rounds_and_no_total(result: Result, html_of
     assert "no timeline and no area" in html
 
 
+@pytest.mark.usefixtures("_laid_out")
 @pytest.mark.parametrize("gone", ["energy", "activity", "training", "prices"])
 def test_a_result_without_one_of_them_renders(result: Result, tmp_path: Path, html_of: HtmlOf, gone: str) -> None:
     result["final"][gone] = result["final"]["evaluation"] = None  # the latter's figures take no part in this
@@ -248,6 +249,7 @@ def test_a_result_without_network_has_no_table_of_it(result: Result) -> None:
     assert network_table(result) is None
 
 
+@pytest.mark.usefixtures("_laid_out")
 def test_zero_prices_render(result: Result, tmp_path: Path) -> None:
     """The ideal device."""
     energy = result["final"]["energy"]

@@ -73,6 +73,7 @@ def test_it_holds_every_cell_of_every_table(text: str, result: dict[str, Any]) -
                 assert [re.sub("<[^>]*>", "", cell) if isinstance(cell, Markup) else cell for cell in row] in found
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_its_figures_lie_beside_it(tmp_path: Path, result: dict[str, Any]) -> None:
     files = render(result, tmp_path)
     assert files[1] == tmp_path / "report.md"

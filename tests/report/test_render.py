@@ -173,6 +173,7 @@ def test_simulator_time_is_not_hardware_time(html_of: HtmlOf, result: dict[str, 
     assert "running time (not the modelled hardware)" in html.replace("&#39;", "'")
 
 
+@pytest.mark.usefixtures("_laid_out")
 def test_special_characters_are_escaped(tmp_path: Path, result: dict[str, Any]) -> None:
     nasty = "<script>alert('x')</script>&\"'"
     result["name"] = result["command"] = result["device"]["title"] = result["model"]["name"] = nasty
@@ -219,6 +220,7 @@ def test_special_characters_are_escaped(tmp_path: Path, result: dict[str, Any]) 
     Page(html)
 
 
+@pytest.mark.usefixtures("_laid_out")
 @pytest.mark.parametrize(("status", "rounds"), [("running", 0), ("interrupted", 1), ("running", 2)])
 def test_an_unfinished_run_renders_and_says_so(
     tmp_path: Path, result: dict[str, Any], status: str, rounds: int
