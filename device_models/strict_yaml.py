@@ -7,6 +7,8 @@ keys without a word. The loader here reads floats, booleans and integers by the 
 from __future__ import annotations
 
 import re
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,16 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:int", _decimal_integer)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse one YAML document.
+    """Parse one YAML document; a text that was parsed before is not parsed again.
 
     Raises:
         InputError: If it is no valid YAML or repeats a key.
     """
+    return deepcopy(_parsed(text, where))
+
+
+@lru_cache(maxsize=64)  # each point of a sweep loads its device, nearly all of which is parsing
+def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:

@@ -65,6 +65,18 @@ def test_same_key_in_two_sections_is_fine() -> None:
     assert parse_yaml("a: {x: 1}\nb: {x: 2}", "file") == {"a": {"x": 1}, "b": {"x": 2}}
 
 
+def test_equal_texts_are_trees_of_their_own() -> None:
+    first = parse_yaml("a: {x: [1]}", "file")
+    first["a"]["x"].append(2)
+    assert parse_yaml("a: {x: [1]}", "file") == {"a": {"x": [1]}}
+
+
+def test_error_names_the_file_at_hand() -> None:
+    for where in ("one.yaml", "other.yaml", "one.yaml"):
+        with pytest.raises(InputError, match=f"^{where}, line 1: not valid YAML"):
+            parse_yaml("a: [", where)
+
+
 @pytest.mark.parametrize(
     "text",
     [

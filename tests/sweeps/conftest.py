@@ -7,13 +7,10 @@ import os
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 from collections.abc import Iterator
-from copy import deepcopy
-from functools import cache
 
 import pytest
 import torch
 
-import device_models.loading
 from fllm.config import RunConfig
 from fllm.runs import RunResult, run
 from fllm.sweeps.bench import Worker
@@ -31,15 +28,6 @@ def _one_thread() -> None:
 def _calibrated_once() -> Iterator[None]:
     """Measure equal models on equal devices once; each loading would else take a second for it."""
     with calibrated_once():
-        yield
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _quick_files() -> Iterator[None]:
-    """Parse each text of a device file once: these tests load the same few hundreds of times."""
-    parse = cache(device_models.loading.parse_yaml)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_models.loading, "parse_yaml", lambda text, where: deepcopy(parse(text, where)))
         yield
 
 
