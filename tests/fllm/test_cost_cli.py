@@ -107,6 +107,7 @@ def test_json_to_a_dash_is_the_json_and_nothing_else(cost: Callable, tmp_path: P
     assert json.loads(text)["schema_version"] == 1
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_equal_questions_give_equal_bytes(cost: Callable, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert cost("--json", tmp_path / f"{name}.json", "--figures", tmp_path / name)[0] == 0

@@ -30,6 +30,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_a_page_is_made_again_byte_for_byte(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, run_folder) == 0
     first = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}

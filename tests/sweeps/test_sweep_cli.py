@@ -332,6 +332,7 @@ def test_interruption_tells_how_to_go_on(
     assert len(read_result(tmp_path / "s" / "result.json")["rows"]) == 8
 
 
+@pytest.mark.usefixtures("_sketched")
 def test_no_word_of_a_patient_comes_out(
     call: Callable[..., Called], worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
