@@ -15,8 +15,7 @@ from fllm.config import RunConfig
 from fllm.runs import RunResult, run
 from fllm.sweeps.bench import Worker
 from fllm.sweeps.engines import ENGINES
-from tests.fllm.calibrated_once import calibrated_once
-from tests.sweeps.small import SMALLEST, in_this_process, without_reports
+from tests.sweeps.small import SMALLEST, in_this_process, short_samples, without_reports
 
 
 @pytest.fixture(autouse=True)
@@ -25,16 +24,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _calibrated_once() -> Iterator[None]:
-    """Measure equal models on equal devices once; each loading would else take a second for it."""
-    with calibrated_once():
+def _short_samples() -> Iterator[None]:
+    with short_samples():
         yield
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """Return one finished run, whose adapter the sweeps evaluate; tests that change it take a copy."""
-    with without_reports():
+    with short_samples(), without_reports():
         return run(RunConfig(**SMALLEST), out=tmp_path_factory.mktemp("runs"), name="trained")
 
 

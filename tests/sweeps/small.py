@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fllm.config import RunConfig
+from fllm.model.base import SAMPLE_TOKENS, load_model
 from fllm.sweeps.design import parse_vary
 from fllm.sweeps.engines import Engine
 from fllm.sweeps.plan import Plan, make_plan
@@ -55,3 +56,22 @@ def without_reports() -> Iterator[None]:
         patch.setattr("fllm.runs.render", render)
         patch.setattr("fllm.sweeps.sweep.render", render)
         yield
+
+
+@contextmanager
+def short_samples() -> Iterator[None]:
+    """Set scalers and ranges from two short texts: what they come to does not matter, only that it is the same."""
+
+    def load(folder: Any, device: Any, period: Any, sample: list[str], adaptation: Any) -> Any:
+        return load_model(folder, device, period, sample[:2], adaptation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fllm.model.base.SAMPLE_TOKENS", 12)
+        patch.setattr("fllm.preparation.load_model", load)
+        yield
+
+
+def whole_samples(patch: pytest.MonkeyPatch) -> None:
+    """Set them as a process does that knows nothing of tests."""
+    patch.setattr("fllm.model.base.SAMPLE_TOKENS", SAMPLE_TOKENS)
+    patch.setattr("fllm.preparation.load_model", load_model)

@@ -27,7 +27,6 @@ from fllm.energy import energy_facts
 from fllm.evaluation import METRICS, Scores
 from fllm.federation.server_app import RoundFailed
 from fllm.model.adapters import read_adapter, set_adapter
-from fllm.model.base import SAMPLE_TOKENS, load_model
 from fllm.preparation import HeldOut, device_of, evaluation_die, ideal_twin, load_bench
 from fllm.runs import RunResult
 from fllm.sweeps.bench import Held, Worker
@@ -58,21 +57,8 @@ DIES = {"as published": 2}
 """Points that are scored on more than one chip."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_samples() -> Iterator[None]:
-    """Set scalers and ranges from two short texts: what they come to does not matter, only that it is the same."""
-
-    def load(folder: Any, device: Any, period: Any, sample: list[str], adaptation: Any) -> Any:
-        return load_model(folder, device, period, sample[:2], adaptation)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fllm.model.base.SAMPLE_TOKENS", 12)
-        patch.setattr("fllm.preparation.load_model", load)
-        yield
-
-
 @pytest.fixture(scope="module")
-def worker(_short_samples: None) -> Worker:
+def worker() -> Worker:
     return Worker()
 
 
@@ -188,9 +174,7 @@ def test_chips_beyond_those_that_are_kept(
         assert_as_fresh(worker(task_of("as published", trained, dies)).rows, fresh("as published"))
 
 
-def test_row_of_the_base_is_what_the_run_itself_reports(trained: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fllm.model.base.SAMPLE_TOKENS", SAMPLE_TOKENS)  # the run took its ranges from whole samples
-    monkeypatch.setattr("fllm.preparation.load_model", load_model)
+def test_row_of_the_base_is_what_the_run_itself_reports(trained: RunResult) -> None:
     row, last = Worker()(task_of("as published", trained)).rows[0], trained.result["rounds"][-1]
     assert {name: row[name] for name in METRICS} == {name: last["hardware"][name]["mean"] for name in METRICS}
     assert {name: row[f"{name}_ideal"] for name in METRICS} == last["ideal"]

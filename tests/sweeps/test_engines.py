@@ -23,7 +23,7 @@ from fllm.sweeps.plan import with_settings
 from fllm.sweeps.tasks import Done, Task
 from tests.sweeps import light
 from tests.sweeps.light import log, runs, tasks, wait_for
-from tests.sweeps.small import SMALLEST
+from tests.sweeps.small import SMALLEST, whole_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -310,10 +310,12 @@ MARK = f"FLLM_TEST_OF_RAY={os.getpid()}".encode()
 
 
 def test_ray_gives_the_rows_of_this_process(
-    no_ray_left: Callable[[], list[str]], worker: Worker, trained: RunResult, monkeypatch: pytest.MonkeyPatch
+    no_ray_left: Callable[[], list[str]], trained: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
+    whole_samples(monkeypatch)
+    worker = Worker()
     monkeypatch.setenv(*MARK.decode().split("="))
     configs = [with_settings(RunConfig(**SMALLEST), {"device.readout.bits": bits}) for bits in (5, 3)]
     given = [Task(point, 0, (0, 1), config, trained.folder / "adapter") for point, config in enumerate(configs)]
