@@ -26,9 +26,16 @@ from fllm.federation.engines import InProcessGrid, name_this_process
 from fllm.preparation import load_hospital
 from fllm.results import read_result
 from fllm.runs import run
+from tests.fllm.calibrated_once import calibrated_once
 from tests.fllm.small import CANARY, SHORT
 
 SETTINGS = SHORT | {"num_clients": 2, "wire": "int8"}  # rounding, so that clients keep something
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _calibrated_once() -> Iterator[None]:
+    with calibrated_once():
+        yield
 
 
 @pytest.fixture(autouse=True)
