@@ -34,18 +34,26 @@ def _calibrated_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def _two_texts() -> Iterator[None]:
+    """Measure the charge that two prompts draw, not eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fllm.accounting.TEXTS", 2)
+        yield
+
+
+@pytest.fixture(scope="package")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reports")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(out: Path) -> RunResult:
     """Return the reference: two rounds, seed 0, never interrupted."""
     return run(RunConfig(**TINY), out=out, name="reference")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def interrupted(out: Path) -> Path:
     """Return the folder of the same run, stopped after its first round; tests copy it."""
     return interrupt(RunConfig(**TINY), out, StopsAfter(1))

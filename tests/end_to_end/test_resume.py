@@ -117,30 +117,23 @@ def test_interruption_in_the_middle_of_saving(
 
 
 @pytest.mark.usefixtures("_sketched")
-@pytest.mark.parametrize("stage", ["training round 1", "evaluating round 1", "writing the report"])
-def test_interruption_at_any_stage_is_resumable(finished: RunResult, tmp_path: Path, stage: str) -> None:
+def test_run_interrupted_at_one_stage_after_another_is_resumable(finished: RunResult, tmp_path: Path) -> None:
     class Stops(Observer):
+        def __init__(self, at: str) -> None:
+            self.at = at
+
         def stage(self, what: str) -> None:
-            if what == stage:
+            if what == self.at:
                 raise KeyboardInterrupt
 
-    folder = interrupt(RunConfig(**TINY), tmp_path, Stops())
-    assert read_result(folder / "result.json")["status"] == "interrupted"
-    resume(folder)
-    assert_same_end(folder, finished)
-
-
-@pytest.mark.usefixtures("_sketched")
-def test_interruption_of_a_resumed_run_is_resumable(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
-    folder = copied(interrupted, tmp_path / "run")
-
-    class Stops(Observer):
-        def stage(self, what: str) -> None:
-            if what == "training round 2":
-                raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted):
-        resume(folder, observer=Stops())
+    folder = interrupt(RunConfig(**TINY), tmp_path, Stops("training round 1"))
+    recorded = [read_result(folder / "result.json")]
+    for stage in ("evaluating round 1", "training round 2", "writing the report"):
+        with pytest.raises(Interrupted):
+            resume(folder, observer=Stops(stage))
+        recorded.append(read_result(folder / "result.json"))
+    assert [record["status"] for record in recorded] == ["interrupted"] * 4
+    assert [len(record["rounds"]) for record in recorded] == [1, 1, 2, 3]
     resume(folder)
     assert_same_end(folder, finished)
 
