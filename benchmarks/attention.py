@@ -149,8 +149,9 @@ def cases() -> Iterator[Case]:
     spread, alike = (
         device(**LINEAR, **IDEAL_CIRCUITS, **{"retention.tau_sigma_ln": sigma}) for sigma in (0.4, 0.0)
     )  # fmt: skip
-    work = attention(1024, "torch", spread, die=Die(1, spread))
-    yield Case("torch, a time constant for each cell", "one", work, attention(1024, "torch", alike), "3")
+    for kernel in kernels:
+        work = attention(1024, kernel, spread, die=Die(1, spread))
+        yield Case(f"{kernel}, a time constant for each cell", "one", work, attention(1024, kernel, alike), "3")
     perfect = device(**LINEAR, **IDEAL_CIRCUITS, **NO_NOISE, **ONLY_READ_NOISE, **NO_WRITE_NOISE,
                      **{"retention.tau_sigma_ln": 0.0, "write.pedestal_mean": "0 V"})  # fmt: skip
     for kernel in kernels:

@@ -58,11 +58,10 @@ INLINE cells_of_piece take_cells(const attention_arguments *p, const aged_cells 
     return x;
 }
 
-/* Range of the ages at which a block reads a piece: both lie on a grid that its weights were made for. */
+/* Range of the ages at which a block reads a piece: the last one that begins before the youngest of them. */
 INLINE int64_t range_of(const attention_arguments *p, const aged_cells *cells, int64_t start, piece at)
 {
-    int64_t between = block_base(p, start) - piece_base(p, at.first);
-    return (between + BLOCK) / cells->unit;
+    return (start - piece_base(p, at.first) + BLOCK) / cells->unit;
 }
 
 /* Points to the weights of all nodes of a range, so that they are found by age. */

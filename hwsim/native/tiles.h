@@ -72,13 +72,7 @@ INLINE int64_t block_end(const attention_arguments *p, int64_t start)
     return least(lap + end, p->query_start + p->queries);
 }
 
-/* Where the block and the piece that begin there would begin if nothing had cut them off */
-INLINE int64_t block_base(const attention_arguments *p, int64_t start)
-{
-    int64_t unit = p->slots >= BLOCK ? p->slots : BLOCK / p->slots * p->slots, inside = start % p->window % unit;
-    return start - inside % BLOCK;
-}
-
+/* Where the piece that begins there would begin if nothing had cut it off */
 INLINE int64_t piece_base(const attention_arguments *p, int64_t first)
 {
     return first - first % p->window % p->slots % BLOCK;

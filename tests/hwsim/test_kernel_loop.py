@@ -7,6 +7,10 @@ import torch
 
 from hwsim import Die, attention_kernel, gain_cell_attention, native
 from hwsim.functional import tile_loop
+from hwsim.functional.attention_tiled import attend
+from hwsim.functional.layout import Stretch, stretch_layout
+from hwsim.functional.reads import Place
+from hwsim.functional.tables import AttentionTables
 from hwsim.native import build
 from tests import tolerances
 from tests.hwsim.comparison import (
@@ -90,6 +94,25 @@ def test_cells_of_their_own_time(
     assert [isinstance(loop.cells, native.AgedCells) for loop in chosen] == [True, True]
     exact = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
     assert_same([x.double() for x in found], exact, tolerances.AGED, step=1 / 15, flips=tolerances.FLOAT32_FLIPS)
+
+
+@NO_KERNEL
+@pytest.mark.parametrize(("window", "slots"), [(128, 64), (384, 192), (100, 50)])
+@pytest.mark.parametrize(("first", "queries"), [(0, 33), (37, 60), (5, 1)])
+def test_chunk_of_cells_of_their_own_time(window: int, slots: int, first: int, queries: int) -> None:
+    """Queries and keys that begin anywhere read what they do in the whole sequence; a single query in PyTorch."""
+    device = known(window, slots, **LINEAR, **{"retention.tau_sigma_ln": 0.4})
+    tokens = first + window + queries + 11
+    whole, die = inputs(1, 2, 2, tokens, 16), Die(3, device)
+    exact = gain_cell_attention(*whole, device, token_period_s=PERIOD, die=die)
+    key = first if first else tokens - queries - window + 1  # the least that the queries read
+    layout = stretch_layout(Stretch(queries, tokens - key, key), device)
+    tables = AttentionTables(layout, device, PERIOD, torch.float32)
+    q, k, v = (x.float() for x in whole)
+    with attention_kernel("native"):
+        found = attend(q[:, :, -queries:], k[:, :, key:], v[:, :, key:], device, tables, Place(die))
+    apart = (found - exact[:, :, -queries:]).abs() > 0.5 / 15
+    assert apart.double().mean() <= tolerances.FLOAT32_FLIPS
 
 
 @pytest.mark.parametrize(
