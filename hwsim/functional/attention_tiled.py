@@ -28,6 +28,7 @@ from hwsim.functional.reads import (
     on_pulse_grid,
     pulse_steps,
     read_out,
+    scores_are_noisy,
     scores_to_pulses,
     sequence_keys,
 )
@@ -224,7 +225,7 @@ class _Pass:
 
     def _counted(self, codes: Codes, stretch: Stretch) -> Tensor:
         """Return the same on whole numbers."""
-        noisy = self.place.keys is not None  # of the pulses, only noise wants to know more than their number
+        noisy = scores_are_noisy(self.device, self.place)  # of the pulses, only noise wants more than their number
         circuits = self._circuits(self._pulses(self.query.detach()) if noisy else self.query, stretch)
         return attend_counts(
             self.query, self.given["key"], self.given["value"], codes, circuits, self.tables, stretch

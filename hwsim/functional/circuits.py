@@ -15,7 +15,7 @@ from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
 from hwsim.functional.cell_products import Step, Workspace, band_of_ages
 from hwsim.functional.cells import pulse_jitter, read_noise_sigma
-from hwsim.functional.reads import Place, charge_noise, has_read_noise, readout_errors
+from hwsim.functional.reads import Place, charge_noise, has_read_noise, readout_errors, scores_are_noisy
 from hwsim.randomness import extended, pool_places, pool_rows
 
 
@@ -43,8 +43,7 @@ class Circuits:
         self.first_query, self.like = first_query, query.new_empty(0)
         self.step = readout_step(device.readout)
         self.full_scale = None if full_scale is None else full_scale.detach().to(query.dtype)
-        noise = device.noise
-        self.noisy_scores = place.keys is not None and bool(noise.white or noise.flicker or noise.comparator)
+        self.noisy_scores = scores_are_noisy(device, place)
         self.noisy_charge = has_read_noise(device, place)
         self.jitter = pulse_jitter(device, device.cost.time_av) if place.keys is not None else 0.0
         self.offset = device.variability.phi_offset_sigma if place.die is not None else 0.0
@@ -55,7 +54,7 @@ class Circuits:
         self.line: Tensor | None = None
         if self.noisy_scores:
             line = read_noise_sigma(query, device) / device.saturation.qk
-            self.line = torch.hypot(line, line.new_tensor(noise.comparator)).flatten(0, 1)
+            self.line = torch.hypot(line, line.new_tensor(device.noise.comparator)).flatten(0, 1)
 
     @property
     def per_charge(self) -> float:

@@ -204,11 +204,10 @@ def noisy_scores(
         key = ("phi offsets of all", kv_heads, some.numel(), scores.dtype, scores.device)
         offset = die.once(key, offsets) if slots is None else offsets()
         scores = scores + _per_head(offset, heads)[None, :, None]
-    noise = device.noise
-    if place.keys is not None and (noise.white or noise.flicker or noise.comparator):
+    if scores_are_noisy(device, place):
         line = read_noise_sigma(pulses, device) / device.saturation.qk
         z = _by_slot(what, scores, device, place, query_index, slots)
-        scores = scores + torch.hypot(line, line.new_tensor(noise.comparator))[..., None] * z
+        scores = scores + torch.hypot(line, line.new_tensor(device.noise.comparator))[..., None] * z
     return scores
 
 
@@ -297,6 +296,12 @@ def charge_noise(phi_power: tuple[Tensor, Tensor], device: DeviceModel) -> Tenso
     """Return the deviation [1] of the second product's noise over the saturation, (b, h, t)."""
     variance = read_noise_variance(*phi_power, device)
     return full_scale_current(device) / device.saturation.av * variance.detach().clamp(min=0.0).sqrt()
+
+
+def scores_are_noisy(device: DeviceModel, place: Place) -> bool:
+    """Whether the bit lines of the first product, or the comparators behind them, are noisy."""
+    noise = device.noise
+    return place.keys is not None and bool(noise.white or noise.flicker or noise.comparator)
 
 
 def has_read_noise(device: DeviceModel, place: Place) -> bool:
