@@ -117,14 +117,14 @@ static void make_tables(const bit_arrays *p, bench *b, int64_t place, int64_t gr
 {
     for (int64_t g = 0; g < groups; g++) {
         const int8_t *codes = p->codes + (place + g) * 4 * OUTPUTS;
-        const int8_t *errors = p->errors ? p->errors + (place + g) * 4 * OUTPUTS : NULL;
+        const int8_t *errors = p->errors + (place + g) * 4 * OUTPUTS;
         memset(b->codes[g][0], 0, OUTPUTS);
         memset(b->errors[g][0], 0, OUTPUTS * sizeof(int16_t));
         for (int pattern = 1; pattern < PATTERNS; pattern++) {
             int lowest = __builtin_ctz((unsigned)pattern), rest = pattern & (pattern - 1);
             for (int o = 0; o < OUTPUTS; o++)
                 b->codes[g][pattern][o] = (int8_t)(b->codes[g][rest][o] + codes[lowest * OUTPUTS + o]);
-            for (int o = 0; errors && o < OUTPUTS; o++)
+            for (int o = 0; o < OUTPUTS; o++)
                 b->errors[g][pattern][o] = (int16_t)(b->errors[g][rest][o] + errors[lowest * OUTPUTS + o]);
         }
     }
@@ -146,20 +146,19 @@ static void make_whole_tables(const bit_arrays *p, bench *b, int64_t place, int6
 
 /* Adds up the patterns of one token in one cycle. */
 INLINE void add_patterns(bench *b, const uint16_t *at, int64_t groups, int16_t *code_sums, int16_t *error_sums,
-                         const int more, const int erring)
+                         const int more)
 {
     bytes codes[OUTPUTS / BYTES];
     shorts errors[OUTPUTS / SHORTS];
     EACH_BYTES(v)
         codes[v] = (bytes){0};
     EACH_SHORTS(v)
-        errors[v] = more && erring ? load_shorts(error_sums + v * SHORTS) : (shorts){0};
+        errors[v] = more ? load_shorts(error_sums + v * SHORTS) : (shorts){0};
     for (int64_t g = 0; g < groups; g++, at++) {
         EACH_BYTES(v)
             codes[v] += load_bytes(b->codes[g][0] + *at + v * BYTES);
-        if (erring)
-            EACH_SHORTS(v)
-                errors[v] += load_shorts(b->errors[g][0] + *at + v * SHORTS);
+        EACH_SHORTS(v)
+            errors[v] += load_shorts(b->errors[g][0] + *at + v * SHORTS);
     }
     int8_t small[OUTPUTS];
     EACH_BYTES(v)
@@ -171,21 +170,18 @@ INLINE void add_patterns(bench *b, const uint16_t *at, int64_t groups, int16_t *
         if (more)
             sum += load_shorts(code_sums + v * SHORTS);
         memcpy(code_sums + v * SHORTS, &sum, sizeof sum);
-        if (erring)
-            memcpy(error_sums + v * SHORTS, &errors[v], sizeof errors[v]);
+        memcpy(error_sums + v * SHORTS, &errors[v], sizeof errors[v]);
     }
 }
 
 /* Converts the sums of one cycle, and adds their codes, shifted, to the totals */
 INLINE void convert_sums(const converters *of, const int16_t *codes, const int16_t *errors, float *total, int c,
-                         const float *noise, const int erring, const int noisy)
+                         const float *noise, const int noisy)
 {
     const vf step = c == CYCLES - 1 ? -of->step : of->step, shift = all((float)(1 << c));
     EACH_FLOATS(v) {
-        vf x = short_floats(codes + v * LANES);
-        if (erring) /* whole numbers below 2^24: exact */
-            x = fused(x, of->units, short_floats(errors + v * LANES));
-        x *= step;
+        /* Whole numbers below 2^24: exact */
+        vf x = fused(short_floats(codes + v * LANES), of->units, short_floats(errors + v * LANES)) * step;
         if (noisy)
             x = fused(load(noise + v * LANES), of->sigma, x);
         x = clamp(whole(x), -of->top, of->top);
@@ -204,7 +200,7 @@ INLINE const float *noise_of(const float *noise, int64_t left, float *copy)
 
 /* Adds some fours of inputs to the sums of an array for a chunk of tokens; the last ones convert the sums. */
 INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
-                       int64_t four, int64_t groups, const int erring, const int noisy)
+                       int64_t four, int64_t groups, const int noisy)
 {
     bench *b = w->bench;
     const converters of = {all((float)p->inverse), all((float)p->units), all((float)p->noise), all((float)p->top)};
@@ -223,9 +219,9 @@ INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
                 for (int o = 0; o < OUTPUTS; o += 16) /* from anywhere in the pool: asked for before the sums are made */
                     __builtin_prefetch(noise + o);
             }
-            add_patterns(b, at, groups, codes, errors, more, erring);
+            add_patterns(b, at, groups, codes, errors, more);
             if (last)
-                convert_sums(&of, codes, errors, b->total[t], c, noise, erring, noisy);
+                convert_sums(&of, codes, errors, b->total[t], c, noise, noisy);
         }
 }
 
@@ -236,14 +232,10 @@ static void read_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
     for (int64_t g = 0; g < p->fours; g += GROUPS) {
         int64_t groups = p->fours - g < GROUPS ? p->fours - g : GROUPS;
         make_tables(p, w->bench, place + g, groups);
-        if (p->errors && p->places)
-            read_fours(p, w, tile, block, first, tokens, g, groups, 1, 1);
-        else if (p->errors)
-            read_fours(p, w, tile, block, first, tokens, g, groups, 1, 0);
-        else if (p->places)
-            read_fours(p, w, tile, block, first, tokens, g, groups, 0, 1);
+        if (p->places)
+            read_fours(p, w, tile, block, first, tokens, g, groups, 1);
         else
-            read_fours(p, w, tile, block, first, tokens, g, groups, 0, 0);
+            read_fours(p, w, tile, block, first, tokens, g, groups, 0);
     }
 }
 

@@ -135,7 +135,7 @@ typedef struct {
     int64_t threads;
     const int8_t *x;         /* (tokens, inputs) */
     const int8_t *codes;     /* (outputs / 32, tiles, fours, 4, 32): -1, 0, 1 */
-    const int8_t *errors;    /* likewise, so small that 16 bits hold their sum over an array; or NULL */
+    const int8_t *errors;    /* likewise, so small that 16 bits hold their sum over an array */
     const int16_t *whole;    /* in place of both, weights so small that 16 bits hold the sum of 64 inputs; or NULL */
     const float *pool;
     const int64_t *places;   /* (tiles, 8, tokens) where in the pool the noise of the outputs begins, or NULL */

@@ -24,7 +24,7 @@ class BitWeights:
 
     Attributes:
         codes: (outputs / 32, arrays, fours, 4, 32) int8; int16 where they are whole weights.
-        errors: int8, likewise, or None.
+        errors: int8, likewise; None beside whole weights.
         units: Of a code.
         shape: Outputs and inputs of the matrix.
         rows: Inputs of an array.
@@ -49,9 +49,10 @@ def lay_out(codes: Tensor, errors: Tensor | None, units: int, rows: int) -> BitW
     outputs, inputs = codes.shape
     rows = min(rows, inputs)
     largest = 0 if errors is None or not errors.numel() else int(errors.to(torch.int16).abs().max())
-    whole = errors is not None and AT_ONCE * (units + largest) <= LARGEST_SUM
-    if not rows or rows * max(1, largest) > LARGEST_SUM or rows * (units + largest) > LARGEST_WHOLE:
+    whole = AT_ONCE * (units + largest) <= LARGEST_SUM
+    if not rows or rows * (units + largest) > LARGEST_WHOLE or (not whole and rows * max(1, largest) > LARGEST_SUM):
         return None
+    errors = torch.zeros_like(codes) if errors is None else errors
 
     def blocks(x: Tensor) -> Tensor:
         arrays, fours = -(-inputs // rows), -(-rows // FOUR)
@@ -60,10 +61,8 @@ def lay_out(codes: Tensor, errors: Tensor | None, units: int, rows: int) -> BitW
         return x.unflatten(0, (-1, BLOCK)).unflatten(3, (fours, FOUR)).permute(0, 2, 3, 4, 1).contiguous()
 
     if whole:
-        assert errors is not None
-        together = codes.to(torch.int16) * units + errors
-        return BitWeights(blocks(together), None, units, (outputs, inputs), rows)
-    return BitWeights(blocks(codes), None if errors is None else blocks(errors), units, (outputs, inputs), rows)
+        return BitWeights(blocks(codes.to(torch.int16) * units + errors), None, units, (outputs, inputs), rows)
+    return BitWeights(blocks(codes), blocks(errors), units, (outputs, inputs), rows)
 
 
 def bit_serial_product(
