@@ -241,7 +241,7 @@ static void read_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
 
 /* The same with whole weights: sums go to the converters without a detour, totals wait in registers. */
 INLINE void read_whole(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
-                       int64_t four, int64_t groups, const int full, const int noisy)
+                       int64_t four, int64_t groups, const int noisy)
 {
     bench *b = w->bench;
     const int more = four > 0, last = four + groups == p->fours;
@@ -267,11 +267,10 @@ INLINE void read_whole(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
             EACH_SHORTS(v)
                 sums[v] = (shorts){0};
             const int16_t *table = b->errors[0][0];
-            _Pragma("GCC unroll 16") for (int64_t g = 0; g < (full ? GROUPS : groups); g++) {
+            for (int64_t g = 0; g < groups; g++) {
                 const int16_t *picked = table + g * TABLE + at[g];
                 EACH_SHORTS(v)
                     sums[v] += load_shorts(picked + v * SHORTS);
-                __asm__ volatile("" ::: "memory"); /* one place after the other: sixteen at once would not fit */
             }
             int32_t *so_far = b->whole_sums[t][c];
             const vf step = c == CYCLES - 1 ? -inverse : inverse, shift = all((float)(1 << c));
@@ -302,14 +301,10 @@ static void read_whole_array(const bit_arrays *p, workplace *w, int64_t tile, in
     for (int64_t g = 0; g < p->fours; g += GROUPS) {
         const int64_t groups = p->fours - g < GROUPS ? p->fours - g : GROUPS;
         make_whole_tables(p, w->bench, place + g, groups);
-        if (groups == GROUPS && p->places)
-            read_whole(p, w, tile, block, first, tokens, g, groups, 1, 1);
-        else if (groups == GROUPS)
-            read_whole(p, w, tile, block, first, tokens, g, groups, 1, 0);
-        else if (p->places)
-            read_whole(p, w, tile, block, first, tokens, g, groups, 0, 1);
+        if (p->places)
+            read_whole(p, w, tile, block, first, tokens, g, groups, 1);
         else
-            read_whole(p, w, tile, block, first, tokens, g, groups, 0, 0);
+            read_whole(p, w, tile, block, first, tokens, g, groups, 0);
     }
 }
 
