@@ -31,6 +31,13 @@ IMAGE_COST = 64
 """Queries whose products with a column of cells take as long as the image of the column (measured)."""
 
 
+@functools.cache
+def _quantiles() -> tuple[NDArray, NDArray]:
+    """Return standard normals and the share of all cells that each stands for."""
+    z, share = hermegauss(POINTS)
+    return z, share / share.sum()
+
+
 @dataclass(frozen=True)
 class Family:
     """The cells of a device as functions of age.
@@ -51,8 +58,7 @@ class Family:
 
     def currents(self, ages: NDArray) -> NDArray:
         """Return the currents of the family at some ages [tokens], weighted by how many cells they stand for."""
-        z, share = hermegauss(POINTS)
-        share = share / share.sum()
+        z, share = _quantiles()
         left = np.exp(-(self.rate * np.exp(self.sigma * z))[:, None] * ages)
         powers = np.stack([np.ones_like(left), left, left**2, left**3]) * np.sqrt(share / len(self.laws))[:, None]
         # Squares add up over eight levels as over the rows of the triangle that their powers reduce to

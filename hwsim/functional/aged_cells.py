@@ -158,15 +158,9 @@ class _Images:
     """Images of the columns of a step, one node at a time; heads apart from sequences, which share the chip."""
 
     def __init__(
-        self,
-        y: Tensor,
-        rate: Coefficient,
-        c: list[Coefficient],
-        ages: tuple[float, ...],
-        space: Workspace,
-        *,
+        self, y: Tensor, rate: Coefficient, c: list[Coefficient], ages: tuple[float, ...], space: Workspace, *,
         bare: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.y, self.rate, self.c, self.ages, self.space = y, rate, c, ages, space
         self.highest = max((n for n in range(4) if not _is_zero(c[n])), default=0)
         self.bare = bare

@@ -13,16 +13,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from hwsim.native.aged import BLOCK as BLOCK
 from hwsim.native.aged import MOST_NODES as MOST_NODES
 from hwsim.native.aged import AgedArray as AgedArray
 from hwsim.native.aged import AgedCells as AgedCells
 from hwsim.native.aged import Packed
 from hwsim.native.aged import Ranges as Ranges
 from hwsim.native.arguments import MULTIPLE as MULTIPLE
-from hwsim.native.arguments import Arguments, check, fresh
+from hwsim.native.arguments import Arguments, check, fresh, padded
 from hwsim.native.arguments import Unavailable as Unavailable
 from hwsim.native.build import Built, load
 from hwsim.native.codes import Ring as Ring
@@ -208,7 +206,7 @@ def attention_backward(
     if saturated is not None:
         check("saturated", saturated, (*query.shape[:2], geometry.tiles, call.width // 8), torch.uint8)
     call.run(
-        "attention_backward", variant, **taken.slopes, grad=call.padded(grad), saturated=saturated,
+        "attention_backward", variant, **taken.slopes, grad=padded(grad, call.width), saturated=saturated,
         grad_query=results[0], grad_key=results[1], grad_value=results[2],
     )  # fmt: skip
     return results[0][..., :dims], results[1][..., :dims], results[2][..., :dims]
@@ -264,7 +262,7 @@ class _Call:
         aged, self.coded, self.geometry = isinstance(cells, AgedCells), query.dtype == torch.uint8, geometry
         self.keys = (cells.key.states if isinstance(cells, AgedCells) else cells.key).shape[-2]
         check("query", query, (count, queries, dims), torch.uint8 if self.coded else torch.float32)
-        self.query = self.padded(query)
+        self.query = padded(query, self.width)
         per_head = [readout.gain, readout.offset, readout.errors, circuits.score_offset]
         if isinstance(cells, AgedCells):
             per_head.append(cells.key.rate)
@@ -323,10 +321,6 @@ class _Call:
         if getattr(built.library, function)(ctypes.byref(arguments)):
             raise MemoryError(f"{function}: no memory for its tables")
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Return a contiguous tensor whose last axis is padded to whole vectors."""
-        return (x if x.shape[-1] == self.width else pad(x, (0, self.width - x.shape[-1]))).contiguous()
-
     def prepared(self, cells: Cells | AgedCells) -> _Arrays:
         """Check and pad cells."""
         if isinstance(cells, Cells):
@@ -341,7 +335,7 @@ class _Call:
         return _Arrays(forward, slopes, (key.nodes, value.nodes), (shape, shape))
 
     def _of_images(self, cells: Cells) -> _Arrays:
-        key, value = self.padded(cells.key), self.padded(cells.value)
+        key, value = padded(cells.key, self.width), padded(cells.value, self.width)
         weights = {"weight_k": cells.weight_k.contiguous(), "weight_v": cells.weight_v.contiguous()}
         constants = {"constant_k": cells.constant_k, "constant_v": cells.constant_v}
         beside = {**weights, **{name: None if x is None else x.contiguous() for name, x in constants.items()}}
@@ -373,7 +367,7 @@ class _Call:
 
     def _circuit(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         found = self._optional(name, x, shape)
-        return None if found is None else self.padded(found)
+        return None if found is None else padded(found, self.width)
 
     def _places(self, name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if x is None:

@@ -9,13 +9,13 @@
 
 #define BARE 4 /* in place of a degree */
 #define EACH_COEFFICIENT(i) _Pragma("GCC unroll 4") for (int i = 0; i <= degree && degree != BARE; i++)
-#define WITH_DEGREE(x, f, ...)                          \
+#define WITH_DEGREE(x, f, ...)                                     \
     switch ((x)->degree == 1 && !(x)->c[1] ? BARE : (x)->degree) { \
-    case 0: f(__VA_ARGS__, 0); break;                   \
-    case 1: f(__VA_ARGS__, 1); break;                   \
-    case 2: f(__VA_ARGS__, 2); break;                   \
-    case 3: f(__VA_ARGS__, 3); break;                   \
-    default: f(__VA_ARGS__, BARE); break;               \
+    case 0: f(__VA_ARGS__, 0); break;                              \
+    case 1: f(__VA_ARGS__, 1); break;                              \
+    case 2: f(__VA_ARGS__, 2); break;                              \
+    case 3: f(__VA_ARGS__, 3); break;                              \
+    default: f(__VA_ARGS__, BARE); break;                          \
     }
 
 #define BESIDE 16 /* weights beside those of a range: lanes and rows beyond a block's and a piece's last ones */

@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hwsim.native.arguments import AgedCells as _Struct
-from hwsim.native.arguments import check
+from hwsim.native.arguments import check, padded
 
 if TYPE_CHECKING:
     from hwsim.native import Geometry
 
 BLOCK = 64
-"""Queries of a block, and keys of a piece, at most."""
+"""Queries of a block, and keys of a piece, at most; as in ``tiles.h``."""
 BESIDE = 16
-"""Weights beside those of a range, on either side."""
+"""Weights beside those of a range, on either side; as in ``aged.h``."""
 MOST_NODES = 8
+"""Images of a cell at most; as in ``attention.h``."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,9 @@ class AgedArray:
         for c in self.coefficients:
             check(f"coefficients of the {name}s", c, (heads, keys if c.shape[1] == keys else 1, dims))
 
-        def wide(x: Tensor) -> Tensor:
-            return (x if dims == width else pad(x, (0, width - dims))).contiguous()
-
-        coefficients = [wide(c) for c in self.coefficients]
+        coefficients = [padded(c, width) for c in self.coefficients]
         kept = [
-            wide(self.states), wide(self.rate), self.ages.contiguous(), self.counts.contiguous(),
+            padded(self.states, width), padded(self.rate, width), self.ages.contiguous(), self.counts.contiguous(),
             pad(self.weights, (BESIDE, BESIDE)),
         ]  # fmt: skip
         states, rate, ages, counts, weights = (x.data_ptr() for x in kept)

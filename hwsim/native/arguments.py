@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 MULTIPLE = 16
 """Head dimensions are padded with zeros to a multiple of this."""
@@ -18,6 +19,11 @@ class Unavailable(RuntimeError):
 def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return memory for a kernel's results, whatever the process takes by default."""
     return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def padded(x: Tensor, width: int) -> Tensor:
+    """Return a contiguous tensor whose last axis is padded to whole vectors."""
+    return (x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))).contiguous()
 
 
 def check(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:

@@ -113,20 +113,21 @@ static void find_patterns(const bit_arrays *p, workplace *w, int64_t first, int 
 }
 
 /* Sums of what each pattern picks of four rows of weights: one addition to that without its lowest bit */
+#define SUM_PATTERNS(sums, rows)                                                                       \
+    memset((sums)[0], 0, sizeof (sums)[0]);                                                            \
+    for (int pattern = 1; pattern < PATTERNS; pattern++) {                                             \
+        int lowest = __builtin_ctz((unsigned)pattern), rest = pattern & (pattern - 1);                 \
+        for (int o = 0; o < OUTPUTS; o++)                                                              \
+            (sums)[pattern][o] = (__typeof__((sums)[0][0]))((sums)[rest][o] + (rows)[lowest * OUTPUTS + o]); \
+    }
+
 static void make_tables(const bit_arrays *p, bench *b, int64_t place, int64_t groups)
 {
     for (int64_t g = 0; g < groups; g++) {
         const int8_t *codes = p->codes + (place + g) * 4 * OUTPUTS;
         const int8_t *errors = p->errors + (place + g) * 4 * OUTPUTS;
-        memset(b->codes[g][0], 0, OUTPUTS);
-        memset(b->errors[g][0], 0, OUTPUTS * sizeof(int16_t));
-        for (int pattern = 1; pattern < PATTERNS; pattern++) {
-            int lowest = __builtin_ctz((unsigned)pattern), rest = pattern & (pattern - 1);
-            for (int o = 0; o < OUTPUTS; o++)
-                b->codes[g][pattern][o] = (int8_t)(b->codes[g][rest][o] + codes[lowest * OUTPUTS + o]);
-            for (int o = 0; o < OUTPUTS; o++)
-                b->errors[g][pattern][o] = (int16_t)(b->errors[g][rest][o] + errors[lowest * OUTPUTS + o]);
-        }
+        SUM_PATTERNS(b->codes[g], codes)
+        SUM_PATTERNS(b->errors[g], errors)
     }
 }
 
@@ -135,12 +136,7 @@ static void make_whole_tables(const bit_arrays *p, bench *b, int64_t place, int6
 {
     for (int64_t g = 0; g < groups; g++) {
         const int16_t *weights = p->whole + (place + g) * 4 * OUTPUTS;
-        memset(b->errors[g][0], 0, OUTPUTS * sizeof(int16_t));
-        for (int pattern = 1; pattern < PATTERNS; pattern++) {
-            int lowest = __builtin_ctz((unsigned)pattern), rest = pattern & (pattern - 1);
-            for (int o = 0; o < OUTPUTS; o++)
-                b->errors[g][pattern][o] = (int16_t)(b->errors[g][rest][o] + weights[lowest * OUTPUTS + o]);
-        }
+        SUM_PATTERNS(b->errors[g], weights)
     }
 }
 
