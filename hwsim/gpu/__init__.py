@@ -1,7 +1,8 @@
 """Gain-cell attention in Triton, for CUDA devices; optional. Triton is imported at the first use.
 
 Arguments and results are those of :mod:`hwsim.native`, whose ``attention.h`` has the equations. No two programs add to
-the same number, so the same call gives the same bits. Their speed on a GPU was never measured.
+the same number, so the same call gives the same bits. They know no jitter, no noise and errors of codes, and no cells
+with time constants of their own. Their speed on a GPU was never measured.
 """
 
 from __future__ import annotations

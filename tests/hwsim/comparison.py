@@ -31,7 +31,7 @@ SURROGATE = {"cell.backward": "linear", "cell.surrogate_slope": "19.3 uA/V"}
 KNOWN = {
     "retention.tau_sigma_ln": 0.0, "input.jitter": "0 s", "readout.inl": 0.0, "readout.dnl": 0.0, "readout.noise": 0.0,
 }  # fmt: skip
-"""Without what the kernels in C and in Triton leave to PyTorch."""
+"""Without what the kernels in Triton leave to PyTorch."""
 
 _LOADED: dict[str, DeviceModel] = {}
 
