@@ -33,7 +33,7 @@ _WANTED: ContextVar[Kernel] = ContextVar("hwsim_attention_kernel", default="auto
 
 @contextmanager
 def attention_kernel(kernel: Kernel) -> Iterator[None]:
-    """Choose what computes attention inside the block, in float32, and bit-serial ternary arrays on the CPU.
+    """Choose what computes attention inside the block, in float32, and ternary arrays on the CPU.
 
     Args:
         kernel: ``auto`` takes the kernels in C for tensors on the CPU where there is a compiler, those in Triton for

@@ -28,7 +28,7 @@ from hwsim.functional.whole_products import (
     tile_weights,
     whole_product,
 )
-from hwsim.native.bit_serial import AT_ONCE, CYCLES, LARGEST_SUM, BitWeights, bit_serial_product, lay_out
+from hwsim.native.arrays import AT_ONCE, LARGEST_NUMBER, LaidOut, lay_out, sum_of_codes
 from hwsim.randomness import keyed, normal, seed_of, uniform
 
 LARGEST_ERROR = 127
@@ -53,7 +53,7 @@ class ArrayWeights:
     errors: Tensor | None = None
     units: int = 1
     _tiles: dict[tuple[int, int], list[TileWeights]] = field(default_factory=dict, init=False, repr=False)
-    _bits: dict[int, BitWeights | None] = field(default_factory=dict, init=False, repr=False)
+    _laid_out: dict[tuple[int, int], LaidOut | None] = field(default_factory=dict, init=False, repr=False)
 
     def __deepcopy__(self, memo: object) -> ArrayWeights:
         """Share with a copy of the model what never changes."""
@@ -71,12 +71,13 @@ class ArrayWeights:
             self._tiles[key] = tile_weights(self.codes, errors, self.units, *key)
         return self._tiles[key]
 
-    def bits(self, rows: int) -> BitWeights | None:
-        """Return the weights as the kernel in C reads them, laid out once; None where its sums would not fit."""
-        if rows not in self._bits:
+    def laid_out(self, rows: int, cycles: int) -> LaidOut | None:
+        """Return the weights as the kernels in C read them, laid out once; None where their sums would not fit."""
+        key = rows, cycles
+        if key not in self._laid_out:
             errors = None if self.errors is None else self.signed_errors
-            self._bits[rows] = lay_out(self.codes, errors, self.units, rows)
-        return self._bits[rows]
+            self._laid_out[key] = lay_out(self.codes, errors, self.units, *key)
+        return self._laid_out[key]
 
     @functools.cached_property
     def values(self) -> Tensor:
@@ -118,7 +119,7 @@ def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) ->
     # Column sums stay below 2^30, in steps of the grid
     most = (1 << 30) // (array.rows * array.largest_digit)
     units = round(LARGEST_ERROR / (CUT_OFF * array.gain_sigma))
-    narrow = int(LARGEST_SUM / AT_ONCE / (1.0 + CUT_OFF * array.gain_sigma))  # what the kernel in C adds up fastest
+    narrow = int(LARGEST_NUMBER / AT_ONCE / (1.0 + CUT_OFF * array.gain_sigma))  # what the kernel in C adds up fastest
     if narrow * array.gain_sigma >= 4.0:
         units = min(units, narrow)
     units = max(1, min(most, units))
@@ -221,14 +222,21 @@ def _in_chunks(
 def _in_c(
     x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float, noise: PlacedNoise | None
 ) -> Tensor | None:
-    """Compute the sum of codes with the kernel in C, the same bits; None where it does not compute it, or is not to."""
-    if x.device.type != "cpu" or array.input_cycles != CYCLES or not _whole_in_float32(array, x.shape[1]):
+    """Compute the sum of codes with a kernel in C, the same bits; None where none computes it, or is to."""
+    if not _whole_in_float32(array, x.shape[1]):
         return None
-    if not arrays_in_c() or (bits := weights.bits(array.rows)) is None:
+    if (laid_out := _laid_out_for_c(x, weights, array.rows, array.input_cycles)) is None:
         return None
     n = array.highest_code
     placed = None if noise is None else (array.noise, noise.windows, noise.places)
-    return bit_serial_product(x.to(torch.int8), bits, n / (full_scale * weights.units), n, placed)
+    return sum_of_codes(x.to(torch.int8), laid_out, (n / (full_scale * weights.units), n), placed)
+
+
+def _laid_out_for_c(x: Tensor, weights: ArrayWeights, rows: int, cycles: int) -> LaidOut | None:
+    """Return the weights for a kernel in C; None where there is none, or where torch's own products serve as well."""
+    if x.device.type != "cpu" or (cycles == 1 and int8_products()) or not arrays_in_c():
+        return None
+    return weights.laid_out(rows, cycles)
 
 
 def _loses_nothing(x: Tensor, weights: ArrayWeights, array: LinearArray, full_scale: float | None) -> bool:
@@ -245,6 +253,8 @@ def _loses_nothing(x: Tensor, weights: ArrayWeights, array: LinearArray, full_sc
 
 def _integer_product(x: Tensor, weights: ArrayWeights, array: LinearArray) -> Tensor:
     """Multiply codes by codes, all cycles and arrays at once, (n, o) in the dtype of ``x``."""
+    if (laid_out := _laid_out_for_c(x, weights, x.shape[1], 1)) is not None:
+        return sum_of_codes(x.to(torch.int8), laid_out, None).to(x.dtype)
     whole = replace(array, rows=x.shape[1], input_cycles=1)
     return next(column_sums(x, weights, whole)).to(x.dtype)
 

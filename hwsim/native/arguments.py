@@ -98,14 +98,14 @@ class Ring(ctypes.Structure):
     )
 
 
-BITS_SIZES = ("tokens", "inputs", "outputs", "rows", "tiles", "fours", "threads")
+ARRAY_SIZES = ("tokens", "inputs", "outputs", "rows", "tiles", "groups", "cycles", "threads")
 
 
-class BitArrays(ctypes.Structure):
-    """Weights of one matrix on arrays that take their inputs bit by bit."""
+class LinearArrays(ctypes.Structure):
+    """Weights of one matrix on arrays that take their inputs in digits."""
 
     _fields_ = (
-        [(name, ctypes.c_int64) for name in BITS_SIZES]
+        [(name, ctypes.c_int64) for name in ARRAY_SIZES]
         + [(name, ctypes.c_void_p) for name in ("x", "codes", "errors", "whole", "pool", "places", "out")]
         + [(name, ctypes.c_double) for name in ("units", "inverse", "noise", "top")]
     )

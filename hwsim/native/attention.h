@@ -127,24 +127,27 @@ typedef struct {
     double readout_step, top, grid;   /* as above */
 } ring;
 
-/* Ternary weights of one matrix on arrays of `rows` inputs, which take 8-bit codes bit by bit */
+/* Ternary weights of one matrix on arrays of `rows` inputs, which take 8-bit codes in `cycles` digits */
 typedef struct {
     int64_t tokens, inputs, outputs;
     int64_t rows, tiles;   /* inputs of an array; arrays */
-    int64_t fours;         /* fours of inputs of an array, the last one filled up with zeros */
+    int64_t groups;        /* of inputs of an array, the last one filled up with zeros: fours, else twos */
+    int64_t cycles;
     int64_t threads;
     const int8_t *x;         /* (tokens, inputs) */
-    const int8_t *codes;     /* (outputs / 32, tiles, fours, 4, 32): -1, 0, 1 */
-    const int8_t *errors;    /* likewise, so small that 16 bits hold their sum over an array */
-    const int16_t *whole;    /* in place of both, weights so small that 16 bits hold the sum of 64 inputs; or NULL */
+    const int8_t *codes;     /* bit by bit (outputs / 32, tiles, fours, 4, 32): -1, 0, 1 */
+                             /* else (outputs / 32, tiles, twos, 32, 2): 0, 1, 2, one more than the code; or NULL */
+    const int8_t *errors;    /* bit by bit, like codes, so small that 16 bits hold their sum over an array; or NULL */
+    const int16_t *whole;    /* in place of both, weights (bit by bit so small that 16 bits hold the sum of 64 inputs) */
     const float *pool;
-    const int64_t *places;   /* (tiles, 8, tokens) where in the pool the noise of the outputs begins, or NULL */
+    const int64_t *places;   /* (tiles, cycles, tokens) where in the pool the noise of the outputs begins, or NULL */
     float *out;              /* (tokens, outputs) sum of shifted codes */
-    double units;            /* a weight is units code + error; sums below 2^24 */
-    double inverse, noise, top; /* 1 / step, deviation [steps], highest code */
-} bit_arrays;
+    double units;            /* a weight is units code + error */
+    double inverse, noise, top; /* 1 / step, deviation [steps], highest code; no converter where that is 0 */
+} linear_arrays;
 
-EXPORT int bit_serial_product(const bit_arrays *);
+EXPORT int bit_serial_product(const linear_arrays *);
+EXPORT int digit_product(const linear_arrays *);
 EXPORT int ring_step(const ring *);
 EXPORT int attention_forward(const attention_arguments *);
 EXPORT int attention_backward(const attention_arguments *);

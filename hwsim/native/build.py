@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = ("forward.c", "backward.c", "decode.c", "codes.c", "ring.c", "arrays.c", "peak.c")
-HEADERS = ("attention.h", "vectors.h", "tiles.h", "aged.h", "scores.h", "codes.h")
+SOURCES = ("forward.c", "backward.c", "decode.c", "codes.c", "ring.c", "bit_serial.c", "digits.c", "peak.c")
+HEADERS = ("attention.h", "vectors.h", "tiles.h", "aged.h", "scores.h", "codes.h", "arrays.h")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden")
 OPENMP = "-fopenmp"

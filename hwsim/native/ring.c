@@ -32,7 +32,7 @@ static void make_pulses(const ring *p, const int8_t *keys, const uint8_t *code, 
         for (int64_t d = 0; d < p->width; d += 4) {
             vi q = all_codes((const int8_t *)code + d);
             for (int i = 0; i < GROUP / LANES; i++)
-                total[i] = add_codes(total[i], q, load_codes(keys + GROUP * d + 4 * i * LANES));
+                total[i] = add_codes(total[i], q, load_integers(keys + GROUP * d + 4 * i * LANES));
         }
         for (int i = 0; i < GROUP / LANES; i++) {
             vf score = to_floats(total[i]) * load(weight_k + c + i * LANES);

@@ -89,6 +89,17 @@ INLINE vf fresh(float x)
     return y;
 }
 
+INLINE vi all_integers(int32_t x)
+{
+#if LANES == 16
+    return (vi)_mm512_set1_epi32(x);
+#elif LANES == 8
+    return (vi)_mm256_set1_epi32(x);
+#else
+    return (vi){x, x, x, x};
+#endif
+}
+
 INLINE vf clamp(vf x, vf low, vf high)
 {
 #if LANES == 16
@@ -231,7 +242,7 @@ INLINE void transpose_quad(float *out, int64_t out_stride, const float *in, int6
 }
 
 /* Codes of one byte: four to a lane */
-INLINE vi load_codes(const void *p)
+INLINE vi load_integers(const void *p)
 {
     vi x;
     memcpy(&x, p, sizeof x);
@@ -242,13 +253,7 @@ INLINE vi all_codes(const int8_t *p)
 {
     int32_t x;
     memcpy(&x, p, sizeof x);
-#if LANES == 16
-    return (vi)_mm512_set1_epi32(x);
-#elif LANES == 8
-    return (vi)_mm256_set1_epi32(x);
-#else
-    return (vi){x, x, x, x};
-#endif
+    return all_integers(x);
 }
 
 /* acc + sum of four products of unsigned codes up to 127 and signed ones in each lane */
@@ -311,7 +316,7 @@ INLINE void multiply_codes(vi acc[ROWS][MOST], const int wide, const int8_t *a, 
     for (int64_t k = 0; k < count; k++, a += 4, b += 4 * rb) {
         vi y[MOST];
         EACH_VECTOR(v)
-            y[v] = load_codes(b + 4 * v * LANES);
+            y[v] = load_integers(b + 4 * v * LANES);
         EACH_ROW(r) {
             vi x = all_codes(a + r * ra);
             EACH_VECTOR(v)

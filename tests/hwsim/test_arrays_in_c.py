@@ -1,4 +1,4 @@
-"""The kernel in C of arrays that take their inputs bit by bit: the bits of the loop in PyTorch."""
+"""The kernels in C of arrays that take their inputs in digits: the bits of the loop in PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hwsim.functional.linear_arrays import (
     naive_array_product,
 )
 from hwsim.native import build
-from hwsim.native.bit_serial import bit_serial_product, lay_out
+from hwsim.native.arrays import lay_out, sum_of_codes
 
 NO_KERNEL = pytest.mark.skipif(not native.available(), reason="no C compiler made the kernels")
 SIZES = [  # tokens, inputs, outputs, rows of an array
@@ -30,38 +30,47 @@ each_size = pytest.mark.parametrize(("tokens", "inputs", "outputs", "rows"), SIZ
 
 
 def drawn(
-    tokens: int, inputs: int, outputs: int, rows: int, sigma: float
+    tokens: int, inputs: int, outputs: int, rows: int, sigma: float, cycles: int = 8
 ) -> tuple[torch.Tensor, ArrayWeights, LinearArray]:
     rng = torch.Generator().manual_seed(tokens + inputs)
     x = torch.randint(-128, 128, (tokens, inputs), generator=rng).float()
     codes = torch.randint(-1, 2, (outputs, inputs), generator=rng)
-    array = replace(load_device("gaincell_28nm").linear, rows=rows, gain_sigma=sigma)
+    array = replace(load_device("gaincell_28nm").linear, rows=rows, gain_sigma=sigma, input_cycles=cycles)
     return x, made_weights(codes, array, 3, "layer"), array
+
+
+LAYOUTS = [  # deviation of a weight, cycles, type of the weights, whether errors lie beside them
+    (0.0, 8, torch.int16, False), (0.002, 8, torch.int8, True), (0.01, 8, torch.int16, False),
+    (0.05, 8, torch.int16, False), (0.3, 8, torch.int16, False), (0.0, 1, torch.int8, False),
+    (0.01, 1, torch.int16, False), (0.3, 1, torch.int16, False), (0.0, 2, torch.int8, False),
+    (0.01, 2, torch.int16, False), (0.0, 4, torch.int8, False), (0.002, 4, torch.int16, False),
+]  # fmt: skip
 
 
 @NO_KERNEL
 @each_size
 @pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize(("sigma", "kind"), [(0.0, torch.int16), (0.002, torch.int8), (0.01, torch.int16),
-                                             (0.05, torch.int16), (0.3, torch.int16)])  # fmt: skip
+@pytest.mark.parametrize(("sigma", "cycles", "kind", "beside"), LAYOUTS)
 @pytest.mark.parametrize("variant", list(build.VARIANTS))
 def test_kernel_gives_the_bits_of_the_loop(
-    variant: str, tokens: int, inputs: int, outputs: int, rows: int, sigma: float, kind: torch.dtype, noisy: bool
-) -> None:
+    variant: str, tokens: int, inputs: int, outputs: int, rows: int, sigma: float, cycles: int, kind: torch.dtype,
+    beside: bool, noisy: bool,
+) -> None:  # fmt: skip
     if variant not in build.variants():
         pytest.skip(f"this processor does not run {variant}")
-    x, weights, array = drawn(tokens, inputs, outputs, rows, sigma)
-    full_scale, n = 0.4 * min(rows, inputs) ** 0.5 + 0.3, array.highest_code
+    x, weights, array = drawn(tokens, inputs, outputs, rows, sigma, cycles)
+    full_scale, n = (0.4 * min(rows, inputs) ** 0.5 + 0.3) * array.largest_digit, array.highest_code
     conversions = Conversions(torch.arange(tokens), "layer") if noisy else None
     with attention_kernel("torch"):
         expected = array_product(x, weights, array, full_scale, conversions)
-    bits = weights.bits(rows)
-    assert bits is not None and bits.codes.dtype == kind and (bits.errors is None) == (sigma != 0.002)
+    laid_out = weights.laid_out(rows, cycles)
+    assert laid_out is not None and laid_out.weights.dtype == kind and (laid_out.errors is not None) == beside
     placed = None
     if conversions is not None:
-        noise = PlacedNoise.of(conversions.states(-(-inputs // rows)), 8, outputs)
+        noise = PlacedNoise.of(conversions.states(-(-inputs // rows)), cycles, outputs)
         placed = (array.noise, noise.windows, noise.places)
-    out = bit_serial_product(x.to(torch.int8), bits, n / (full_scale * weights.units), n, placed, variant=variant)
+    converter = (n / (full_scale * weights.units), n)
+    out = sum_of_codes(x.to(torch.int8), laid_out, converter, placed, variant=variant)
     found = out.mul_(full_scale / n)
     if variant == "generic" and noisy:  # rounds the product with the noise before it adds it: a code now and then
         assert (found != expected).float().mean() <= 1e-3
@@ -71,17 +80,33 @@ def test_kernel_gives_the_bits_of_the_loop(
 
 
 @NO_KERNEL
-def test_kernel_is_what_the_equation_says() -> None:
-    x, weights, array = drawn(40, 150, 50, 64, 0.05)
+@each_size
+@pytest.mark.parametrize("variant", list(build.VARIANTS))
+def test_sums_that_no_converter_meets(variant: str, tokens: int, inputs: int, outputs: int, rows: int) -> None:
+    if variant not in build.variants():
+        pytest.skip(f"this processor does not run {variant}")
+    x, weights, _ = drawn(tokens, inputs, outputs, rows, 0.0, 1)
+    for cut, cycles in ((inputs, 1), (rows, 1), (rows, 2), (rows, 4)):
+        laid_out = weights.laid_out(cut, cycles)
+        assert laid_out is not None
+        assert torch.equal(sum_of_codes(x.to(torch.int8), laid_out, None, variant=variant), x @ weights.codes.float().T)
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("cycles", [1, 2, 4, 8])
+def test_kernel_is_what_the_equation_says(cycles: int) -> None:
+    x, weights, array = drawn(40, 150, 50, 64, 0.05, cycles)
+    full_scale = 5.0 * array.largest_digit
     with attention_kernel("native"):
-        found = array_product(x, weights, array, 5.0)
-    expected = naive_array_product(x, weights.values, array, 5.0)
+        found = array_product(x, weights, array, full_scale)
+    expected = naive_array_product(x, weights.values, array, full_scale)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @NO_KERNEL
-def test_threads_do_not_change_a_bit() -> None:
-    x, weights, array = drawn(150, 100, 70, 64, 0.01)
+@pytest.mark.parametrize("cycles", [1, 4, 8])
+def test_threads_do_not_change_a_bit(cycles: int) -> None:
+    x, weights, array = drawn(150, 100, 70, 64, 0.01, cycles)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
@@ -95,8 +120,8 @@ def test_threads_do_not_change_a_bit() -> None:
 def test_weights_are_whole_where_16_bits_hold_their_sums() -> None:
     codes, errors = torch.ones(4, 600, dtype=torch.int8), torch.full((4, 600), 11, dtype=torch.int8)
     for units, kind in ((500, torch.int16), (501, torch.int8)):  # 64 times 511 are 32704
-        bits = lay_out(codes, errors, units, 256)
-        assert bits is not None and bits.codes.dtype == kind
+        bits = lay_out(codes, errors, units, 256, 8)
+        assert bits is not None and bits.weights.dtype == kind
 
 
 @NO_KERNEL
@@ -105,10 +130,34 @@ def test_largest_sums_that_16_bits_hold(sign: int) -> None:
     codes = torch.full((40, 256), sign, dtype=torch.int8)
     weights = ArrayWeights(codes, torch.full((40, 256), 11, dtype=torch.int8), 500)
     x = torch.full((3, 256), -1.0)  # all bits
-    bits = weights.bits(256)
-    assert bits is not None and bits.codes.dtype == torch.int16
-    found = bit_serial_product(x.to(torch.int8), bits, 1.0, 1 << 17)
+    bits = weights.laid_out(256, 8)
+    assert bits is not None and bits.weights.dtype == torch.int16
+    found = sum_of_codes(x.to(torch.int8), bits, (1.0, 1 << 17))
     assert found.unique().tolist() == [-sign * 256 * 511]
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("rows", [127, 128, 129, 256, 300])
+def test_largest_sums_of_codes_in_one_pulse(rows: int, sign: int) -> None:
+    """Each piece of an array is added up in 16 bits, all pieces in 32."""
+    laid_out = lay_out(torch.full((40, rows), sign, dtype=torch.int8), None, 1, rows, 1)
+    assert laid_out is not None
+    for digit in (-128, 127):
+        found = sum_of_codes(torch.full((3, rows), digit, dtype=torch.int8), laid_out, None)
+        assert found.unique().tolist() == [sign * rows * digit]
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("sign", [1, -1])
+def test_largest_weights_in_one_pulse(sign: int) -> None:
+    codes, errors = torch.full((40, 500), sign, dtype=torch.int8), torch.full((40, 500), sign, dtype=torch.int8)
+    laid_out = lay_out(codes, errors, 32766, 500, 1)
+    assert laid_out is not None and laid_out.weights.dtype == torch.int16
+    found = sum_of_codes(torch.full((3, 500), -128, dtype=torch.int8), laid_out, (2.0**-7, 1 << 24))
+    assert found.unique().tolist() == [-sign * 500 * 32767]
+    assert lay_out(codes, errors, 32767, 500, 1) is None  # no number of 16 bits
+    assert lay_out(codes.repeat(1, 2), errors.repeat(1, 2), 32766, 1000, 1) is None  # above 2^31
 
 
 @pytest.mark.parametrize("sigma", [0.0005, 0.004, 0.008, 0.01, 0.05, 0.2])
@@ -125,10 +174,10 @@ def test_grid_of_errors(sigma: float) -> None:
 def test_sums_that_do_not_fit_are_left_to_the_loop() -> None:
     codes = torch.ones(4, 600, dtype=torch.int8)
     errors = torch.full((4, 600), 127, dtype=torch.int8)
-    assert lay_out(codes, errors, 500, 256) is not None
-    assert lay_out(codes, errors, 500, 512) is None  # 65024 steps of errors
-    assert lay_out(codes, None, 1, 512) is not None
-    assert lay_out(codes, errors, 70_000, 256) is None  # above 2^24
+    assert lay_out(codes, errors, 500, 256, 8) is not None
+    assert lay_out(codes, errors, 500, 512, 8) is None  # 65024 steps of errors
+    assert lay_out(codes, None, 1, 512, 8) is not None
+    assert lay_out(codes, errors, 70_000, 256, 8) is None  # above 2^24
 
 
 @NO_KERNEL
@@ -154,7 +203,7 @@ def test_results_do_not_follow_what_the_process_takes_by_default() -> None:
 def test_a_file_holds_what_cannot_be_made_again() -> None:
     _, weights, array = drawn(30, 64, 40, 64, 0.01)
     before = len(pickle.dumps(weights))
-    weights.bits(64), weights.tiles(array), weights.whole, weights.values
+    weights.laid_out(64, 8), weights.tiles(array), weights.whole, weights.values
     assert len(pickle.dumps(weights)) == before
     again = pickle.loads(pickle.dumps(weights))
     assert torch.equal(again.codes, weights.codes) and torch.equal(again.errors, weights.errors)
@@ -168,8 +217,8 @@ def test_who_reads_the_arrays(kernel: str, uses: bool, monkeypatch: pytest.Monke
     x, weights, array = drawn(3, 64, 40, 64, 0.01)
     calls = []
     monkeypatch.setattr(
-        "hwsim.functional.linear_arrays.bit_serial_product",
-        lambda *given: calls.append(given) or bit_serial_product(*given),
+        "hwsim.functional.linear_arrays.sum_of_codes",
+        lambda *given: calls.append(given) or sum_of_codes(*given),
     )
     with attention_kernel(kernel):  # type: ignore[arg-type]
         array_product(x, weights, array, 5.0)

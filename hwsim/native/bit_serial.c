@@ -13,25 +13,18 @@
  */
 #include <stdlib.h>
 
-#include "attention.h"
-#include "vectors.h"
+#include "arrays.h"
 
 #define TOKENS 64   /* of a chunk */
 #define CYCLES 8
-#define OUTPUTS 32  /* of a block */
 #define PATTERNS 16 /* of four bits */
 #define GROUPS 16   /* fours of inputs whose sums are held at a time, 24 KB; their codes add up to 64 at most */
 #define TABLE (PATTERNS * OUTPUTS) /* numbers of one four */
 
 typedef int8_t bytes __attribute__((vector_size(LANES > 4 ? 32 : 16)));
 typedef int8_t quarter __attribute__((vector_size(2 * LANES)));
-typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
-typedef int16_t half __attribute__((vector_size(2 * LANES)));
 #define BYTES (int)sizeof(bytes)
-#define SHORTS (2 * LANES)
 #define EACH_BYTES(v) _Pragma("GCC unroll 4") for (int v = 0; v < OUTPUTS / BYTES; v++)
-#define EACH_SHORTS(v) _Pragma("GCC unroll 4") for (int v = 0; v < OUTPUTS / SHORTS; v++)
-#define EACH_FLOATS(v) _Pragma("GCC unroll 8") for (int v = 0; v < OUTPUTS / LANES; v++)
 
 typedef struct {
     int8_t codes[GROUPS][PATTERNS][OUTPUTS]; /* sums of the weights that a pattern picks */
@@ -61,27 +54,6 @@ INLINE bytes load_bytes(const int8_t *p)
     return x;
 }
 
-INLINE shorts load_shorts(const int16_t *p)
-{
-    shorts x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-/* The lower or the upper half of some numbers, a lane each */
-INLINE vi short_integers(shorts x, const int upper)
-{
-#if LANES == 16
-    return (vi)_mm512_cvtepi16_epi32(upper ? _mm512_extracti64x4_epi64((__m512i)x, 1) : _mm512_castsi512_si256((__m512i)x));
-#elif LANES == 8
-    return (vi)_mm256_cvtepi16_epi32(upper ? _mm256_extracti128_si256((__m256i)x, 1) : _mm256_castsi256_si128((__m256i)x));
-#else
-    half some;
-    memcpy(&some, (const char *)&x + upper * (int)sizeof some, sizeof some);
-    return __builtin_convertvector(some, vi);
-#endif
-}
-
 /* LANES numbers as floats */
 INLINE vf short_floats(const int16_t *p)
 {
@@ -91,15 +63,15 @@ INLINE vf short_floats(const int16_t *p)
 }
 
 /* Patterns of all fours of a token, each four bytes of codes */
-static void find_patterns(const bit_arrays *p, workplace *w, int64_t first, int tokens)
+static void find_patterns(const linear_arrays *p, workplace *w, int64_t first, int tokens)
 {
-    const int64_t fours = p->tiles * p->fours;
+    const int64_t fours = p->tiles * p->groups;
     for (int t = 0; t < tokens; t++) {
         const int8_t *x = p->x + (first + t) * p->inputs;
         memset(w->inputs, 0, (size_t)(4 * fours));
         for (int64_t r = 0; r < p->tiles; r++) {
             int64_t from = r * p->rows, count = p->inputs - from < p->rows ? p->inputs - from : p->rows;
-            memcpy(w->inputs + 4 * r * p->fours, x + from, (size_t)count);
+            memcpy(w->inputs + 4 * r * p->groups, x + from, (size_t)count);
         }
         for (int c = 0; c < CYCLES; c++) {
             uint16_t *to = w->patterns + (t * CYCLES + c) * fours;
@@ -121,7 +93,7 @@ static void find_patterns(const bit_arrays *p, workplace *w, int64_t first, int 
             (sums)[pattern][o] = (__typeof__((sums)[0][0]))((sums)[rest][o] + (rows)[lowest * OUTPUTS + o]); \
     }
 
-static void make_tables(const bit_arrays *p, bench *b, int64_t place, int64_t groups)
+static void make_tables(const linear_arrays *p, bench *b, int64_t place, int64_t groups)
 {
     for (int64_t g = 0; g < groups; g++) {
         const int8_t *codes = p->codes + (place + g) * 4 * OUTPUTS;
@@ -132,7 +104,7 @@ static void make_tables(const bit_arrays *p, bench *b, int64_t place, int64_t gr
 }
 
 /* Likewise of whole weights */
-static void make_whole_tables(const bit_arrays *p, bench *b, int64_t place, int64_t groups)
+static void make_whole_tables(const linear_arrays *p, bench *b, int64_t place, int64_t groups)
 {
     for (int64_t g = 0; g < groups; g++) {
         const int16_t *weights = p->whole + (place + g) * 4 * OUTPUTS;
@@ -185,24 +157,15 @@ INLINE void convert_sums(const converters *of, const int16_t *codes, const int16
     }
 }
 
-/* Where the noise of a conversion lies; a copy where the pool may end before the block does */
-INLINE const float *noise_of(const float *noise, int64_t left, float *copy)
-{
-    if (left >= OUTPUTS)
-        return noise;
-    memcpy(copy, noise, (size_t)left * sizeof(float));
-    return copy;
-}
-
 /* Adds some fours of inputs to the sums of an array for a chunk of tokens; the last ones convert the sums. */
-INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
+INLINE void read_fours(const linear_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
                        int64_t four, int64_t groups, const int noisy)
 {
     bench *b = w->bench;
     const converters of = {all((float)p->inverse), all((float)p->units), all((float)p->noise), all((float)p->top)};
-    const uint16_t *at = w->patterns + tile * p->fours + four;
-    const int more = four > 0, last = four + groups == p->fours;
-    const int64_t all_fours = p->tiles * p->fours, left = p->outputs - block * OUTPUTS, count = p->tokens;
+    const uint16_t *at = w->patterns + tile * p->groups + four;
+    const int more = four > 0, last = four + groups == p->groups;
+    const int64_t all_fours = p->tiles * p->groups, left = p->outputs - block * OUTPUTS, count = p->tokens;
     const int64_t *places = noisy ? p->places + tile * CYCLES * count + first : NULL;
     const float *pool = p->pool + block * OUTPUTS;
     float copy[OUTPUTS] = {0};
@@ -212,8 +175,7 @@ INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
             const float *noise = NULL;
             if (noisy && last) {
                 noise = noise_of(pool + places[c * count + t], left, copy);
-                for (int o = 0; o < OUTPUTS; o += 16) /* from anywhere in the pool: asked for before the sums are made */
-                    __builtin_prefetch(noise + o);
+                ask_for_noise(noise);
             }
             add_patterns(b, at, groups, codes, errors, more);
             if (last)
@@ -222,11 +184,11 @@ INLINE void read_fours(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
 }
 
 /* Adds what one array makes of a chunk of tokens to their totals. */
-static void read_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
+static void read_array(const linear_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
 {
-    const int64_t place = (block * p->tiles + tile) * p->fours;
-    for (int64_t g = 0; g < p->fours; g += GROUPS) {
-        int64_t groups = p->fours - g < GROUPS ? p->fours - g : GROUPS;
+    const int64_t place = (block * p->tiles + tile) * p->groups;
+    for (int64_t g = 0; g < p->groups; g += GROUPS) {
+        int64_t groups = p->groups - g < GROUPS ? p->groups - g : GROUPS;
         make_tables(p, w->bench, place + g, groups);
         if (p->places)
             read_fours(p, w, tile, block, first, tokens, g, groups, 1);
@@ -236,14 +198,14 @@ static void read_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
 }
 
 /* The same with whole weights: sums go to the converters without a detour, totals wait in registers. */
-INLINE void read_whole(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
+INLINE void read_whole(const linear_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens,
                        int64_t four, int64_t groups, const int noisy)
 {
     bench *b = w->bench;
-    const int more = four > 0, last = four + groups == p->fours;
+    const int more = four > 0, last = four + groups == p->groups;
     const vf inverse = all((float)p->inverse), sigma = all((float)p->noise), top = all((float)p->top);
-    const int64_t all_fours = p->tiles * p->fours, left = p->outputs - block * OUTPUTS, count = p->tokens;
-    const uint16_t *at = w->patterns + tile * p->fours + four;
+    const int64_t all_fours = p->tiles * p->groups, left = p->outputs - block * OUTPUTS, count = p->tokens;
+    const uint16_t *at = w->patterns + tile * p->groups + four;
     const int64_t *places = noisy ? p->places + tile * CYCLES * count + first : NULL;
     const float *pool = p->pool + block * OUTPUTS;
     float copy[OUTPUTS] = {0};
@@ -255,9 +217,8 @@ INLINE void read_whole(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
             const float *noise = NULL;
             if (noisy && last) {
                 noise = noise_of(pool + places[c * count + t], left, copy);
-                if (t + 1 < tokens) /* from anywhere in the pool: asked for a token ahead */
-                    for (int o = 0; o < OUTPUTS; o += 16)
-                        __builtin_prefetch(pool + places[c * count + t + 1] + o);
+                if (t + 1 < tokens)
+                    ask_for_noise(pool + places[c * count + t + 1]);
             }
             shorts sums[OUTPUTS / SHORTS];
             EACH_SHORTS(v)
@@ -291,11 +252,11 @@ INLINE void read_whole(const bit_arrays *p, workplace *w, int64_t tile, int64_t 
     }
 }
 
-static void read_whole_array(const bit_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
+static void read_whole_array(const linear_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
 {
-    const int64_t place = (block * p->tiles + tile) * p->fours;
-    for (int64_t g = 0; g < p->fours; g += GROUPS) {
-        const int64_t groups = p->fours - g < GROUPS ? p->fours - g : GROUPS;
+    const int64_t place = (block * p->tiles + tile) * p->groups;
+    for (int64_t g = 0; g < p->groups; g += GROUPS) {
+        const int64_t groups = p->groups - g < GROUPS ? p->groups - g : GROUPS;
         make_whole_tables(p, w->bench, place + g, groups);
         if (p->places)
             read_whole(p, w, tile, block, first, tokens, g, groups, 1);
@@ -304,9 +265,9 @@ static void read_whole_array(const bit_arrays *p, workplace *w, int64_t tile, in
     }
 }
 
-static int make_workplace(workplace *w, const bit_arrays *p)
+static int make_workplace(workplace *w, const linear_arrays *p)
 {
-    int64_t fours = p->tiles * p->fours;
+    int64_t fours = p->tiles * p->groups;
     size_t patterns = (size_t)fours * TOKENS * CYCLES * sizeof(uint16_t);
     char *memory = w->memory = malloc(sizeof(bench) + patterns + (size_t)(4 * fours) + 64);
     if (!memory)
@@ -318,7 +279,7 @@ static int make_workplace(workplace *w, const bit_arrays *p)
     return 1;
 }
 
-int bit_serial_product(const bit_arrays *p)
+int bit_serial_product(const linear_arrays *p)
 {
     int failed = 0;
     /* Few tokens are shared out in smaller chunks */
