@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from device_models.converters import highest_code, readout_step
 from device_models.schema import DeviceModel
@@ -229,9 +230,14 @@ class Circuits:
         return x.repeat_interleave(self.heads // self.kv_heads, 0)
 
     def places(self, what: str, width: int) -> Tensor:
-        """Return where in the pool each query's noise starts at each sub-tile, (n, queries, sub-tiles) int32."""
-        tiles = torch.arange(self.device.subtiles, device=self.like.device)
-        return pool_places(extended(self._state(what)[..., None], tiles), width).to(torch.int32)
+        """Return where in the pool each query's noise starts at each sub-tile, (n, queries, sub-tiles) int32.
+
+        Sub-tiles that no token has come to yet have none.
+        """
+        reached = -(-(self.first_query + self.queries) // self.device.tile.slots)
+        tiles = torch.arange(min(reached, self.device.subtiles), device=self.like.device)
+        found = pool_places(extended(self._state(what)[..., None], tiles), width).to(torch.int32)
+        return pad(found, (0, self.device.subtiles - len(tiles)))
 
     # ---- which head, which draw
 
