@@ -102,9 +102,14 @@ def _prompt(text: str | None, file: Path | None) -> tuple[str, str]:
 
 
 def _prepare(config: RunConfig, die: int, text: str, where: str, errors: Console) -> tuple[Desk, Writing]:
-    with errors.status("loading the model"):
+    with errors.status("loading the model") as status:
         from fllm.generation import Writing, open_desk, tokens_of
+        from hwsim import native
 
+        if native.compiles_at_first_use():
+            status.update("compiling kernels, once on this machine")
+            native.available()
+            status.update("loading the model")
         desk = open_desk(config, die)
         prompt = tokens_of(text, desk.tokenizer, desk.model, where)
         return desk, Writing(desk.model, prompt, most=1, end=desk.tokenizer.eos_token_id)

@@ -41,7 +41,7 @@ from fllm.observer import Observer
 from fllm.prompting import Encoded, encode
 from fllm.record import NOT_MODELLED, assumptions, data_facts, device_facts, environment, network_facts, sources
 from fllm.results import SCHEMA_VERSION
-from hwsim import Die, EventCounts, count_events, emulate
+from hwsim import Die, EventCounts, count_events, emulate, native
 from hwsim.effects import idle_effects
 from hwsim.randomness import seed_of
 
@@ -150,6 +150,9 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     network = load_network(config.network)
     observer.stage("reading the cases")
     cases = load_cases(config)
+    if native.compiles_at_first_use():
+        observer.stage("compiling kernels, once on this machine")
+        native.available()
     observer.stage("loading the model")
     bench = load_bench(config, cases.corpus.task, device)
     observer.stage("writing the prompts")

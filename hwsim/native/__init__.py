@@ -23,6 +23,7 @@ from hwsim.native.arguments import MULTIPLE as MULTIPLE
 from hwsim.native.arguments import Arguments, check, fresh, padded
 from hwsim.native.arguments import Unavailable as Unavailable
 from hwsim.native.build import Built, load
+from hwsim.native.build import compiles_at_first_use as compiles_at_first_use
 from hwsim.native.codes import Ring as Ring
 from hwsim.native.codes import convert as convert
 

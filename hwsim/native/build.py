@@ -15,14 +15,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = ("forward.c", "backward.c", "decode.c", "codes.c", "ring.c", "bit_serial.c", "digits.c", "peak.c")
+SOURCES = ("forward.c", "backward.c", "digits.c", "decode.c", "bit_serial.c", "ring.c", "codes.c", "peak.c")
+"""Those that take longest first: they are compiled side by side."""
 HEADERS = ("attention.h", "vectors.h", "tiles.h", "aged.h", "scores.h", "codes.h", "arrays.h")
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden")
+FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden")
 OPENMP = "-fopenmp"
 TIMEOUT_S = 300
 
@@ -72,49 +73,76 @@ def load(variant: str | None = None) -> Built | str:
     Args:
         variant: Key of :data:`VARIANTS`; None is the fastest that the processor runs and the compiler knows.
     """
-    compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
-    if os.name == "nt" or compiler is None:
+    compiler = _compiler()
+    if compiler is None:
         return f"no C compiler: none of {', '.join(COMPILERS)} was found"
     reason = ""
     for name in [variant] if variant else variants():
         try:
-            version = _output([compiler, "--version"]).splitlines()[0].strip()
-            return _load(name, compiler, version)
+            return _load(name, compiler, _version(compiler))
         except (OSError, subprocess.SubprocessError, IndexError) as error:
             detail = getattr(error, "stderr", None) or str(error)
             reason = f"{compiler} made no kernel: {detail.strip()[-500:]}"
     return reason
 
 
-def _load(variant: str, compiler: str, version: str) -> Built:
+def compiles_at_first_use() -> bool:
+    """Say whether the kernels of this processor are still to be compiled, which takes a quarter of a minute."""
+    compiler = _compiler()
+    if compiler is None:
+        return False
+    try:
+        return not _path(variants()[0], _version(compiler)).exists()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return False
+
+
+def _compiler() -> str | None:
+    return None if os.name == "nt" else next((found for found in map(shutil.which, COMPILERS) if found), None)
+
+
+def _version(compiler: str) -> str:
+    return _output([compiler, "--version"]).splitlines()[0].strip()
+
+
+def _path(variant: str, version: str) -> Path:
+    """Return where the library of a variant is kept: named after all that goes into it."""
     here = Path(__file__).parent
-    flags = (*FLAGS, *VARIANTS[variant][0])
-    digest = hashlib.sha256(repr((version, flags, platform.machine())).encode())
+    digest = hashlib.sha256(repr((version, FLAGS, VARIANTS[variant][0], platform.machine())).encode())
     for source in (*HEADERS, *SOURCES):
         digest.update((here / source).read_bytes())
-    path = cache_directory() / f"attention-{digest.hexdigest()[:24]}.so"
+    return cache_directory() / f"attention-{digest.hexdigest()[:24]}.so"
+
+
+def _load(variant: str, compiler: str, version: str) -> Built:
+    path = _path(variant, version)
     if path.exists():
         with contextlib.suppress(OSError):  # a damaged file is made once more
             return Built(ctypes.CDLL(str(path)), variant, version)
-    _compile(compiler, flags, [here / source for source in SOURCES], path)
+    _compile([compiler, *FLAGS, *VARIANTS[variant][0]], path)
     return Built(ctypes.CDLL(str(path)), variant, version)
 
 
-def _compile(compiler: str, flags: Sequence[str], sources: list[Path], path: Path) -> None:
-    """Compile into a file of our own and move it into place: other processes see the whole library or none."""
+def _compile(command: list[str], path: Path) -> None:
+    """Compile into a folder of our own and move it into place: other processes see the whole library or none."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(handle)
-    command = [compiler, *flags, "-o", made, *map(str, sources), "-lm"]
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / "made.so"
         try:
-            _output([*command, OPENMP])
+            _compile_into(made, [*command, OPENMP])
         except subprocess.CalledProcessError:  # a compiler without OpenMP: one thread
-            _output(command)
-        Path(made).replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            Path(made).unlink(missing_ok=True)
+            _compile_into(made, command)
+        made.replace(path)
+
+
+def _compile_into(made: Path, command: list[str]) -> None:
+    """Compile the sources side by side and link them."""
+    sources = [Path(__file__).parent / source for source in SOURCES]
+    objects = [made.with_name(f"{source.stem}.o") for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        calls = ([*command, "-c", "-o", str(out), str(source)] for source, out in zip(sources, objects, strict=True))
+        list(workers.map(_output, calls))
+    _output([*command, "-shared", "-o", str(made), *map(str, objects), "-lm"])
 
 
 def cache_directory() -> Path:

@@ -193,7 +193,7 @@ def test_no_compiler_is_a_reason_not_an_error(monkeypatch):
     build.load.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     try:
-        assert native.available() == ""
+        assert native.available() == "" and not native.compiles_at_first_use()
         assert "no C compiler" in str(build.load())
         geometry = Geometry(70, 64)
         with pytest.raises(native.Unavailable, match="no C compiler"):
@@ -210,10 +210,16 @@ def test_failing_compiler_is_a_reason_not_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
     monkeypatch.setattr(build, "cache_directory", lambda: tmp_path / "cache")
     try:
+        assert native.compiles_at_first_use()
         assert "it broke" in str(build.load())
         assert not list((tmp_path / "cache").iterdir())
     finally:
         build.load.cache_clear()
+
+
+@needs_compiler
+def test_kernels_are_compiled_once():
+    assert native.available(build.variants()[0]) and not native.compiles_at_first_use()
 
 
 @pytest.mark.slow
