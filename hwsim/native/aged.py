@@ -21,7 +21,7 @@ BLOCK = 64
 """Queries of a block, and keys of a piece, at most; as in ``tiles.h``."""
 BESIDE = 16
 """Weights beside those of a range, on either side; as in ``aged.h``."""
-MOST_NODES = 8
+MOST_NODES = 12
 """Images of a cell at most; as in ``attention.h``."""
 
 

@@ -20,7 +20,7 @@
 
 #include <stdint.h>
 
-#define MOST_IMAGES 8
+#define MOST_IMAGES 12
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
@@ -143,7 +143,7 @@ typedef struct {
     const int64_t *places;   /* (tiles, cycles, tokens) where in the pool the noise of the outputs begins, or NULL */
     float *out;              /* (tokens, outputs) sum of shifted codes */
     double units;            /* a weight is units code + error */
-    double inverse, noise, top; /* 1 / step, deviation [steps], highest code; no converter where that is 0 */
+    double inverse, noise, top; /* 1 / step, deviation [steps], highest code; 0, not bit by bit: no converter */
 } linear_arrays;
 
 EXPORT int bit_serial_product(const linear_arrays *);
