@@ -129,7 +129,7 @@ def wants_c() -> bool:
 
 
 def arrays_in_c() -> bool:
-    """Whether the kernel in C is to read ternary arrays, for which there is none in Triton."""
+    """Whether kernels in C are to read ternary arrays, for which there are none in Triton."""
     return _WANTED.get() != "torch" and (_WANTED.get() == "native" or bool(native.available()))
 
 

@@ -28,7 +28,7 @@ from hwsim.functional.whole_products import (
     tile_weights,
     whole_product,
 )
-from hwsim.native.arrays import AT_ONCE, LARGEST_NUMBER, LaidOut, lay_out, sum_of_codes
+from hwsim.native.arrays import LARGEST_NUMBER, SUMMED, LaidOut, lay_out, multiplies_pairs, sum_of_codes
 from hwsim.randomness import keyed, normal, seed_of, uniform
 
 LARGEST_ERROR = 127
@@ -119,7 +119,7 @@ def made_weights(codes: Tensor, array: LinearArray, die_seed: int, name: str) ->
     # Column sums stay below 2^30, in steps of the grid
     most = (1 << 30) // (array.rows * array.largest_digit)
     units = round(LARGEST_ERROR / (CUT_OFF * array.gain_sigma))
-    narrow = int(LARGEST_NUMBER / AT_ONCE / (1.0 + CUT_OFF * array.gain_sigma))  # what the kernel in C adds up fastest
+    narrow = int(LARGEST_NUMBER / SUMMED / (1.0 + CUT_OFF * array.gain_sigma))  # added up fastest in C, bit by bit
     if narrow * array.gain_sigma >= 4.0:
         units = min(units, narrow)
     units = max(1, min(most, units))
@@ -234,7 +234,9 @@ def _in_c(
 
 def _laid_out_for_c(x: Tensor, weights: ArrayWeights, rows: int, cycles: int) -> LaidOut | None:
     """Return the weights for a kernel in C; None where there is none, or where torch's own products serve as well."""
-    if x.device.type != "cpu" or (cycles == 1 and int8_products()) or not arrays_in_c():
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or not arrays_in_c():
+        return None
+    if cycles < INPUT_BITS and (not multiplies_pairs() or (cycles == 1 and int8_products())):
         return None
     return weights.laid_out(rows, cycles)
 

@@ -14,7 +14,7 @@ from hwsim.native.arguments import LinearArrays, Unavailable, check, fresh
 from hwsim.native.build import Built, load
 
 FOUR, TWO, BLOCK = 4, 2, 32
-AT_ONCE = 64
+SUMMED = 64
 """Inputs whose sums 16 bits have to hold for a weight to be taken whole bit by bit."""
 LARGEST_NUMBER, LARGEST_SUM, LARGEST_FLOAT = (1 << 15) - 1, (1 << 31) - 1, (1 << 24) - 1
 
@@ -42,8 +42,14 @@ class LaidOut:
     cycles: int
 
 
+def multiplies_pairs() -> bool:
+    """Say whether this processor adds up products of small numbers in pairs: digits of several bits pay only then."""
+    built = load()
+    return isinstance(built, Built) and built.variant != "generic"
+
+
 def lay_out(codes: Tensor, errors: Tensor | None, units: int, rows: int, cycles: int) -> LaidOut | None:
-    """Lay out weights for arrays of ``rows`` inputs; None where the sums of an array are too large.
+    """Lay out weights for arrays of ``rows`` inputs; None where they, or the sums of an array, are too large.
 
     Args:
         codes: (outputs, inputs) int8: -1, 0, 1.
@@ -65,7 +71,7 @@ def lay_out(codes: Tensor, errors: Tensor | None, units: int, rows: int, cycles:
         if errors is None and units == 1:
             return LaidOut(_twos(codes, rows) + 1, None, *of)
         return LaidOut(_twos(_whole(codes, errors, units), rows), None, *of)
-    whole = AT_ONCE * (units + largest) <= LARGEST_NUMBER
+    whole = SUMMED * (units + largest) <= LARGEST_NUMBER
     if rows * (units + largest) > LARGEST_FLOAT or (not whole and rows * max(1, largest) > LARGEST_NUMBER):
         return None
     if whole:
@@ -112,8 +118,10 @@ def sum_of_codes(
 
     Raises:
         Unavailable: If there is no kernel.
-        ValueError: If a tensor has another shape, type or device.
+        ValueError: If a tensor has another shape, type or device, or there is no converter where one is needed.
     """
+    if converter is None and (laid_out.cycles == INPUT_BITS or noise is not None):
+        raise ValueError("converter: bit by bit, and for noise, there has to be one, received None")
     built = load(variant)
     if not isinstance(built, Built):
         raise Unavailable(built)
@@ -136,5 +144,5 @@ def sum_of_codes(
         given.pool, given.places = pool.data_ptr(), places.data_ptr()
     kernel = built.library.bit_serial_product if laid_out.cycles == INPUT_BITS else built.library.digit_product
     if kernel(ctypes.byref(given)):
-        raise MemoryError("arrays: no memory for their digits")
+        raise MemoryError("arrays: no memory for what their inputs are cut into")
     return out

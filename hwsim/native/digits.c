@@ -13,17 +13,17 @@
 
 #define TOKENS 64   /* of a chunk */
 #define INPUT_BITS 8
-#define AT_ONCE (LANES == 16 ? 8 : 4) /* lines whose sums are held in registers */
-#define EACH_LINE(r) _Pragma("GCC unroll 8") for (int r = 0; r < AT_ONCE; r++)
-#define PIECE 64    /* twos whose sum, of a code at most 1 and a digit at most 128, sixteen bits hold */
+#define LINES (LANES == 16 ? 8 : 4) /* whose sums are held in registers */
+#define EACH_LINE(r) _Pragma("GCC unroll 8") for (int r = 0; r < LINES; r++)
+#define PIECE 64    /* twos added up in sixteen bits: begun at minus the sum of digits, no sum is beyond 2^14 */
 
 /* A line is the digit of all inputs of one token in one cycle, line t cycles + c. */
 typedef struct {
     void *memory;
     int8_t *twos;     /* (lines, groups of all arrays, 4) two digits of 16 bits; of 8 bits, both twice */
     int16_t *ones;    /* (lines, tiles, pieces) sum of the digits of a piece */
-    int8_t *digits;   /* of one line, in whole twos of each array */
-    int32_t sums[AT_ONCE][OUTPUTS];
+    int8_t *digits;   /* of one line, in whole twos of each array, filled up with zeros */
+    int32_t sums[LINES][OUTPUTS];
     float total[TOKENS][OUTPUTS]; /* of the arrays so far */
 } workplace;
 
@@ -68,7 +68,6 @@ static void lay_out_line(const linear_arrays *p, workplace *w, int64_t line)
 static void lay_out_digits(const linear_arrays *p, workplace *w, int64_t first, int tokens)
 {
     const int cycles = (int)p->cycles, bits = INPUT_BITS / cycles;
-    memset(w->digits, 0, (size_t)(2 * p->tiles * p->groups));
     for (int t = 0; t < tokens; t++)
         for (int c = 0; c < cycles; c++) {
             for (int64_t r = 0; r < p->tiles; r++) {
@@ -110,7 +109,7 @@ INLINE vi add_wide(vi acc, vi weights, vi digits)
 /* Two digits of line r in every lane; of two pointers, so that the processor finds all lines without further registers */
 INLINE vi digits_of(const int8_t *const at[2], int64_t stride, int r)
 {
-    return all_codes(at[r / (AT_ONCE / 2)] + r % (AT_ONCE / 2) * stride);
+    return all_codes(at[r / (LINES / 2)] + r % (LINES / 2) * stride);
 }
 
 /* Sums of some lines over one array, from weights of 8 bits */
@@ -120,13 +119,13 @@ INLINE void sum_codes(const linear_arrays *p, workplace *w, const int8_t *codes,
     const int8_t *twos = w->twos + line * stride + 4 * tile * p->groups;
     for (int64_t k = 0; k < pieces; k++) {
         const int64_t end = k + 1 < pieces ? (k + 1) * PIECE : p->groups;
-        shorts acc[AT_ONCE][OUTPUTS / SHORTS];
+        shorts acc[LINES][OUTPUTS / SHORTS];
         EACH_LINE(r) {
             shorts none = (shorts){0} - w->ones[((line + r) * p->tiles + tile) * pieces + k];
             EACH_SHORTS(v)
                 acc[r][v] = none;
         }
-        const int8_t *at[2] = {twos + 4 * k * PIECE, twos + 4 * k * PIECE + AT_ONCE / 2 * stride};
+        const int8_t *at[2] = {twos + 4 * k * PIECE, twos + 4 * k * PIECE + LINES / 2 * stride};
         for (int64_t g = k * PIECE; g < end; g++, at[0] += 4, at[1] += 4) {
             shorts y[OUTPUTS / SHORTS];
             EACH_SHORTS(v)
@@ -155,12 +154,12 @@ INLINE void sum_weights(const linear_arrays *p, workplace *w, const int16_t *wei
     const int64_t stride = 4 * p->tiles * p->groups;
     const int8_t *twos = w->twos + line * stride + 4 * tile * p->groups;
     for (int part = 0; part < OUTPUTS; part += 2 * LANES) {
-        vi acc[AT_ONCE][2];
+        vi acc[LINES][2];
         EACH_LINE(r) {
             acc[r][0] = (vi){0};
             acc[r][1] = (vi){0};
         }
-        const int8_t *at[2] = {twos, twos + AT_ONCE / 2 * stride};
+        const int8_t *at[2] = {twos, twos + LINES / 2 * stride};
         for (int64_t g = 0; g < p->groups; g++, at[0] += 4, at[1] += 4) {
             const int16_t *y = weights + 2 * (g * OUTPUTS + part);
             vi first = load_integers(y), second = load_integers(y + 2 * LANES);
@@ -188,9 +187,9 @@ INLINE void read_array(const linear_arrays *p, workplace *w, int64_t tile, int64
     const vf inverse = all((float)p->inverse), sigma = all((float)p->noise), top = all((float)p->top);
     float copy[OUTPUTS] = {0};
     int t = 0, c = 0;
-    for (int line = 0; line < lines; line += AT_ONCE) {
-        const float *noise[AT_ONCE];
-        const int count = lines - line < AT_ONCE ? lines - line : AT_ONCE;
+    for (int line = 0; line < lines; line += LINES) {
+        const float *noise[LINES];
+        const int count = lines - line < LINES ? lines - line : LINES;
         for (int r = 0; how == CONVERTED_WITH_NOISE && r < count; r++) {
             const int64_t *places = p->places + (tile * cycles + (line + r) % cycles) * p->tokens;
             noise[r] = p->pool + block * OUTPUTS + places[first + (line + r) / cycles];
@@ -224,7 +223,7 @@ INLINE void read_array(const linear_arrays *p, workplace *w, int64_t tile, int64
 
 static int make_workplace(workplace *w, const linear_arrays *p, int64_t tokens)
 {
-    const int64_t lines = tokens * p->cycles + AT_ONCE - 1, groups = p->tiles * p->groups;
+    const int64_t lines = tokens * p->cycles + LINES - 1, groups = p->tiles * p->groups;
     const size_t twos = (size_t)(4 * lines * groups);
     const size_t ones = (size_t)(lines * p->tiles * pieces_of(p)) * sizeof *w->ones;
     char *memory = w->memory = calloc(1, twos + ones + (size_t)(2 * groups) + 64);

@@ -89,17 +89,6 @@ INLINE vf fresh(float x)
     return y;
 }
 
-INLINE vi all_integers(int32_t x)
-{
-#if LANES == 16
-    return (vi)_mm512_set1_epi32(x);
-#elif LANES == 8
-    return (vi)_mm256_set1_epi32(x);
-#else
-    return (vi){x, x, x, x};
-#endif
-}
-
 INLINE vf clamp(vf x, vf low, vf high)
 {
 #if LANES == 16
@@ -133,13 +122,17 @@ INLINE vf whole(vf x)
 #endif
 }
 
-/* a b + c, rounded once where the processor can */
+/* a b + c, rounded once where the processor can; as an expression it might round c, where that is a product, in place */
 INLINE vf fused(vf a, vf b, vf c)
 {
 #if LANES == 16
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif LANES == 8
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+    for (int i = 0; i < LANES; i++)
+        c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
 #else
     return a * b + c;
 #endif
@@ -253,7 +246,13 @@ INLINE vi all_codes(const int8_t *p)
 {
     int32_t x;
     memcpy(&x, p, sizeof x);
-    return all_integers(x);
+#if LANES == 16
+    return (vi)_mm512_set1_epi32(x);
+#elif LANES == 8
+    return (vi)_mm256_set1_epi32(x);
+#else
+    return (vi){x, x, x, x};
+#endif
 }
 
 /* acc + sum of four products of unsigned codes up to 127 and signed ones in each lane */

@@ -11,6 +11,7 @@ import torch
 from device_models import load_device
 from device_models.linear_array import LinearArray
 from hwsim import attention_kernel, native
+from hwsim.functional import linear_arrays
 from hwsim.functional.conversion_noise import Conversions, PlacedNoise
 from hwsim.functional.linear_arrays import (
     ArrayWeights,
@@ -19,7 +20,7 @@ from hwsim.functional.linear_arrays import (
     naive_array_product,
 )
 from hwsim.native import build
-from hwsim.native.arrays import lay_out, sum_of_codes
+from hwsim.native.arrays import lay_out, multiplies_pairs, sum_of_codes
 
 NO_KERNEL = pytest.mark.skipif(not native.available(), reason="no C compiler made the kernels")
 SIZES = [  # tokens, inputs, outputs, rows of an array
@@ -158,6 +159,18 @@ def test_largest_weights_in_one_pulse(sign: int) -> None:
     assert found.unique().tolist() == [-sign * 500 * 32767]
     assert lay_out(codes, errors, 32767, 500, 1) is None  # no number of 16 bits
     assert lay_out(codes.repeat(1, 2), errors.repeat(1, 2), 32766, 1000, 1) is None  # above 2^31
+    most = {2: 4096, 4: 16384}  # 2^31 over 2^15 and a digit of 4 or 2 bits
+    for cycles, rows in most.items():
+        for many, fits in ((rows, True), (rows + 1, False)):
+            some = torch.ones(1, many, dtype=torch.int8)
+            assert (lay_out(some, some, 32766, many, cycles) is not None) == fits
+
+
+def test_units_without_errors_count() -> None:
+    codes = torch.randint(-1, 2, (40, 70), dtype=torch.int8)
+    for cycles in (1, 8):
+        laid_out = lay_out(codes, None, 3, 64, cycles)
+        assert laid_out is not None and laid_out.weights.abs().max() == 3
 
 
 @pytest.mark.parametrize("sigma", [0.0005, 0.004, 0.008, 0.01, 0.05, 0.2])
@@ -209,17 +222,96 @@ def test_a_file_holds_what_cannot_be_made_again() -> None:
     assert torch.equal(again.codes, weights.codes) and torch.equal(again.errors, weights.errors)
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Return what the kernels were given, on a processor without torch's own 8-bit products."""
+    given = []
+
+    def noted(x: torch.Tensor, *more: object) -> torch.Tensor:
+        given.append(x)
+        return sum_of_codes(x, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(linear_arrays, "sum_of_codes", noted)
+    monkeypatch.setattr(linear_arrays, "int8_products", lambda: False)
+    return given
+
+
+NEEDS_PAIRS = pytest.mark.skipif(not multiplies_pairs(), reason="no kernel of digits on this processor")
+
+
+@NO_KERNEL
+@pytest.mark.parametrize("cycles", [8, pytest.param(1, marks=NEEDS_PAIRS), pytest.param(4, marks=NEEDS_PAIRS)])
 @pytest.mark.parametrize(("kernel", "uses"), [("auto", True), ("torch", False), ("native", True), ("triton", True)])
-def test_who_reads_the_arrays(kernel: str, uses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_the_arrays(kernel: str, uses: bool, cycles: int, calls: list[torch.Tensor]) -> None:
     """There is no kernel in Triton for them: who asks for it in attention keeps that in C here."""
-    if not native.available():
-        pytest.skip("no C compiler made the kernels")
-    x, weights, array = drawn(3, 64, 40, 64, 0.01)
-    calls = []
-    monkeypatch.setattr(
-        "hwsim.functional.linear_arrays.sum_of_codes",
-        lambda *given: calls.append(given) or sum_of_codes(*given),
-    )
+    x, weights, array = drawn(3, 64, 40, 64, 0.01, cycles)
     with attention_kernel(kernel):  # type: ignore[arg-type]
         array_product(x, weights, array, 5.0)
     assert bool(calls) == uses
+    calls.clear()
+    array_product(x.bfloat16(), weights, array, 5.0)
+    assert not calls  # the loop rounds after each array
+
+
+@NO_KERNEL
+@NEEDS_PAIRS
+def test_torch_keeps_what_it_does_as_well(calls: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_products, has_pairs in ((True, True), (False, False)):
+        monkeypatch.setattr(linear_arrays, "int8_products", lambda has=has_products: has)
+        monkeypatch.setattr(linear_arrays, "multiplies_pairs", lambda has=has_pairs: has)
+        monkeypatch.setattr(linear_arrays, "column_sums", lambda *given, **more: iter([torch.zeros(3, 40)]))
+        x, weights, array = drawn(3, 64, 40, 64, 0.01, 1)
+        array_product(x, weights, array, 5.0)
+    assert not calls
+
+
+@NO_KERNEL
+@NEEDS_PAIRS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_loses_nothing_is_one_product(dtype: torch.dtype, calls: list[torch.Tensor]) -> None:
+    x, weights, array = drawn(20, 150, 40, 64, 0.0)
+    found = array_product(x.to(dtype), weights, array, None)
+    assert found.dtype == dtype and len(calls) == 1
+    assert torch.equal(found, (x @ weights.codes.float().T).to(dtype))
+
+
+@NO_KERNEL
+def test_codes_that_float32_cannot_add_up_are_left_to_the_loop(calls: list[torch.Tensor]) -> None:
+    x, weights, array = drawn(3, 64, 40, 16, 0.01)
+    for bits, inputs, used in ((16, 32, True), (16, 64, False)):  # 2^15 255 2 and 2^15 255 4
+        calls.clear()
+        part = ArrayWeights(weights.codes[:, :inputs], weights.errors[:, :inputs], weights.units)  # type: ignore[index]
+        array_product(x[:, :inputs], part, replace(array, adc_bits=bits), 5.0)
+        assert bool(calls) == used
+
+
+@NO_KERNEL
+def test_tensors_may_lie_in_any_order() -> None:
+    for cycles in (1, 8):
+        x, weights, array = drawn(50, 130, 40, 64, 0.01, cycles)
+        conversions = Conversions(torch.arange(50), "layer")
+        noise = PlacedNoise.of(conversions.states(3), cycles, 40)
+        turned = noise.places.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        laid_out, codes = weights.laid_out(64, cycles), x.to(torch.int8)
+        assert laid_out is not None and not turned.is_contiguous()
+        expected = sum_of_codes(codes, laid_out, (0.01, 31), (array.noise, noise.windows, noise.places))
+        found = sum_of_codes(codes.T.contiguous().T, laid_out, (0.01, 31), (array.noise, noise.windows, turned))
+        assert torch.equal(found, expected)
+
+
+@NO_KERNEL
+def test_what_a_kernel_cannot_take_is_refused() -> None:
+    x, weights, _ = drawn(3, 64, 40, 64, 0.0)
+    bits, pulse = weights.laid_out(64, 8), weights.laid_out(64, 1)
+    assert bits is not None and pulse is not None
+    codes, pool, places = x.to(torch.int8), torch.zeros(100), torch.zeros(1, 1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="converter: bit by bit"):
+        sum_of_codes(codes, bits, None)
+    with pytest.raises(ValueError, match="for noise"):
+        sum_of_codes(codes, pulse, None, (0.1, pool, places))
+    with pytest.raises(ValueError, match=r"x: expected torch\.int8"):
+        sum_of_codes(x, pulse, None)
+    with pytest.raises(ValueError, match=r"x: expected torch\.int8 of shape \(2, 64\)"):
+        sum_of_codes(codes[:2, :63], pulse, None)
+    with pytest.raises(ValueError, match="places: expected"):
+        sum_of_codes(codes, pulse, (1.0, 7), (0.1, pool, places[..., :2]))
