@@ -72,6 +72,7 @@ LINEAR = {"cell.law": "linear", "cell.coefficients": ["19.3 uA/V"]}
         ((1, 2, 2, 260, 16), 250, 100, {**LINEAR, "write.pedestal_mean": "6 mV", "variability.offset_sigma": "0 V"}),
         ((1, 2, 2, 120, 16), 90, 7, {"input.jitter": "0.5 ns", "readout.inl": 0.3, "readout.noise": 0.2}),
         ((1, 2, 2, 20, 16), 5, 2, CONTINUOUS_READOUT),
+        ((1, 2, 2, 200, 16), 1024, 64, {"retention.tau": "1.8 ms", "retention.v_inf": "0.45 V"}),  # ten nodes
     ],
     ids=str,
 )
