@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from hwsim.functional.reads import Place, sequence_keys
-from hwsim.randomness import POOL, generator, keyed, mixed, normal, normal_pool, pool_places, pool_rows, seed_of
+from hwsim.randomness import FEW, POOL, generator, keyed, mixed, normal, normal_pool, pool_places, pool_rows, seed_of
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -43,6 +43,13 @@ def test_scrambler_is_the_published_one() -> None:
     assert unsigned(mixed(torch.tensor([signed(n * GAMMA & MASK) for n in range(3)]))) == known
     some = [0, 1, -1, 2**62, -(2**63), 123456789]
     assert unsigned(mixed(torch.tensor(some))) == [splitmix(x & MASK) for x in some]
+
+
+def test_many_numbers_are_scrambled_as_few_are() -> None:
+    many = torch.arange(2 * FEW).view(2, FEW) * signed(GAMMA)
+    few = torch.stack([mixed(number) for number in many.flatten()[:: FEW // 8]])
+    assert torch.equal(mixed(many).flatten()[:: FEW // 8], few)
+    assert torch.equal(mixed(many)[:, 1:9], mixed(many[:, 1:9]))
 
 
 def test_scrambler_meets_no_state_twice() -> None:
