@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from device_models.cell import polynomial
 from device_models.retention import refresh_interval
@@ -135,26 +136,24 @@ def naive_steps(
         cells = cell_deviations(die, name, device, kv_heads, slot % padded, head_dim, dtype)
         stored[name] = _Stored(x, name, device, cells, place, index[None], token_period_s)
 
-    all_scores = query.new_zeros(batch, heads, tokens, tokens)
     tiles = int(slot.max()) // slots + 1
     all_charges = query.new_zeros(batch, heads, tiles, tokens, head_dim)
-    rows = []
+    rows, all_scores = [], []
     for t in range(tokens):
-        held, now = index[max(0, t - window + 1) : t + 1], index[None, t : t + 1]
+        first = max(0, t - window + 1)
+        held, now = index[first : t + 1], index[None, t : t + 1]
         age = t - held
         everywhere = torch.ones(1, 1, len(held), dtype=dtype, device=where)
-        logits = torch.zeros((), dtype=dtype, device=where)
+        logits = signed_score = torch.zeros((), dtype=dtype, device=where)
         for sign, q in pulses:
             row = q[:, :, t : t + 1]
             score = _product("bhd,bhsd->bhs", row[:, :, 0], stored["key"], held, age, group)[:, :, None]
             score = score / device.saturation.qk
-            all_scores = all_scores.index_put(
-                (*torch.meshgrid(torch.arange(batch), torch.arange(heads), torch.tensor([t]), held, indexing="ij"),),
-                sign * score, accumulate=True,
-            )  # fmt: skip
+            signed_score = signed_score + sign * score
             if signed:
                 noisy = noisy_scores(score, row, device, place, now, slot[held] % padded, kv_heads, READS[sign])
                 logits = logits + sign * digitised(noisy, device)
+        all_scores.append(pad(signed_score, (first, tokens - 1 - t)))
         if signed:
             gain = 1.0 if logit_gain is None else logit_gain.view(1, -1, 1, 1)
             phi = torch.softmax(gain * logits, dim=-1)
@@ -176,7 +175,7 @@ def naive_steps(
             power = (p.sum(-1), (p * p).sum(-1)) if has_read_noise(device, place) else None
             out = out + read_out(charge, power, device, place, now, tile, kv_heads)
         rows.append(out)
-    return Steps(all_scores, all_charges, torch.cat(rows, dim=2))
+    return Steps(torch.cat(all_scores, dim=2), all_charges, torch.cat(rows, dim=2))
 
 
 class _Stored:
@@ -191,14 +190,15 @@ class _Stored:
         oldest = (min(x.shape[2], device.window.tokens) - 1) * self.period
         refreshes = 0 if self.interval is None else math.floor(oldest / self.interval)
         v = to_levels(x, device)
-        self.epochs = []
+        epochs = []
         for epoch in range(refreshes + 1):
             z = write_deviates(place, name, device, written, epoch, v)
-            self.epochs.append(written_voltage(v, device, cells, z))
+            epochs.append(written_voltage(v, device, cells, z))
             if epoch < refreshes:
                 assert self.interval is not None
-                faded = relaxed_voltage(self.epochs[-1], torch.tensor(self.interval, dtype=x.dtype), device, cells)
+                faded = relaxed_voltage(epochs[-1], torch.tensor(self.interval, dtype=x.dtype), device, cells)
                 v = to_levels(faded, device)
+        self.epochs = torch.stack(epochs)
 
     def at(self, held: Tensor, age: Tensor) -> tuple[Tensor, CellDeviations]:
         """Return the gate voltages (b, kv_heads, s, d) of the tokens ``held`` at their age in tokens."""
@@ -206,8 +206,7 @@ class _Stored:
         seconds = age.to(torch.float64) * self.period
         epoch = torch.zeros_like(seconds) if self.interval is None else (seconds / self.interval).floor()
         rest = (seconds - epoch * (self.interval or 0.0)).to(self.epochs[0].dtype)
-        chosen = zip(epoch.long().tolist(), held.tolist(), strict=True)
-        start = torch.stack([self.epochs[e][:, :, s] for e, s in chosen], dim=2)
+        start = self.epochs[epoch.long(), :, :, held].movedim(0, 2)
         return relaxed_voltage(start, rest[:, None], self.device, cells), cells
 
 
