@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import pytest
@@ -26,8 +27,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
 
 
-@pytest.fixture
-def _sketched() -> Iterator[None]:
+@contextmanager
+def sketched() -> Iterator[None]:
     """Make figures, but save their words alone: most of the time that a page takes is drawing."""
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -37,4 +38,10 @@ def _sketched() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", words)
+        yield
+
+
+@pytest.fixture
+def _sketched() -> Iterator[None]:
+    with sketched():
         yield

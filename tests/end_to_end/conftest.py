@@ -7,16 +7,20 @@ import os
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fllm import cli
 from fllm.config import RunConfig
+from fllm.report.drawing import Picture
+from fllm.report.figures import figure_names
 from fllm.runs import RunResult, run
+from tests.conftest import sketched
 from tests.end_to_end.stopping import StopsAfter, interrupt
 from tests.fllm.calibrated_once import calibrated_once
 from tests.fllm.small import TINY
@@ -56,7 +60,8 @@ def finished(out: Path) -> RunResult:
 @pytest.fixture(scope="package")
 def interrupted(out: Path) -> Path:
     """Return the folder of the same run, stopped after its first round; tests copy it."""
-    return interrupt(RunConfig(**TINY), out, StopsAfter(1))
+    with sketched():
+        return interrupt(RunConfig(**TINY), out, StopsAfter(1))
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,16 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Said(int(stop.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def _blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures under their names and draw none: equal records give equal figures."""
+
+    def blank(result: Mapping[str, Any]) -> list[Picture]:
+        return [Picture(name, "", "", b"<svg/>", b"") for name in figure_names(result)]
+
+    monkeypatch.setattr("fllm.report.html.draw_all", blank)
 
 
 @pytest.fixture(scope="module")

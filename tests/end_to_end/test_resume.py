@@ -24,6 +24,7 @@ from fllm.model.identity import AdapterIdentity
 from fllm.observer import Observer
 from fllm.results import read_result
 from fllm.runs import Interrupted, RunResult, resume, run
+from tests.conftest import sketched
 from tests.end_to_end.stopping import StopsAfter, interrupt
 from tests.fllm.small import TINY, copied, edit_json
 
@@ -78,7 +79,7 @@ def killed_without_a_word(folder: Path) -> None:
     (folder / "report.html").unlink()
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 @pytest.mark.parametrize(
     "death",
     [killed_while_writing_the_next_adapter, killed_before_the_adapter_was_put_in_place, killed_without_a_word],
@@ -92,7 +93,7 @@ def test_killed_run_resumes_too(
     assert_same_end(folder, finished)
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 @pytest.mark.parametrize("moment", ["before the adapter is saved", "after the adapter is saved"])
 def test_interruption_in_the_middle_of_saving(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -116,7 +117,7 @@ def test_interruption_in_the_middle_of_saving(
     assert_same_end(folder, finished)
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 def test_run_interrupted_at_one_stage_after_another_is_resumable(finished: RunResult, tmp_path: Path) -> None:
     class Stops(Observer):
         def __init__(self, at: str) -> None:
@@ -138,18 +139,27 @@ def test_run_interrupted_at_one_stage_after_another_is_resumable(finished: RunRe
     assert_same_end(folder, finished)
 
 
-@pytest.mark.usefixtures("_sketched")
-def test_run_interrupted_after_its_last_round_only_needs_its_report(finished: RunResult, tmp_path: Path) -> None:
-    folder = interrupt(RunConfig(**TINY), tmp_path, StopsAfter(2))
-    trained = []
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was stopped after its last round; tests copy it."""
+    with sketched():
+        return interrupt(RunConfig(**TINY), tmp_path_factory.mktemp("trained"), StopsAfter(2))
+
+
+@pytest.mark.usefixtures("_blank_figures")
+def test_run_interrupted_after_its_last_round_only_needs_its_report(
+    trained: Path, finished: RunResult, tmp_path: Path
+) -> None:
+    folder = copied(trained, tmp_path / "run")
+    rounds = []
 
     class Listening(Observer):
         def stage(self, what: str) -> None:
             if what.startswith("evaluating round"):
-                trained.append(what)
+                rounds.append(what)
 
     resume(folder, observer=Listening())
-    assert trained == []
+    assert rounds == []
     assert_same_end(folder, finished)
 
 
@@ -158,7 +168,7 @@ def test_completed_run_is_not_resumed(finished: RunResult) -> None:
         resume(finished.folder)
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 def test_published_adapter_is_put_back(interrupted: Path, finished: RunResult, tmp_path: Path) -> None:
     """It is for the user; runs go on from their checkpoint."""
     folder = copied(interrupted, tmp_path / "run")
@@ -186,9 +196,11 @@ def test_checkpoint_of_another_run_is_refused(interrupted: Path, tmp_path: Path)
         resume(folder)
 
 
-@pytest.mark.usefixtures("_sketched")
-def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(finished: RunResult, tmp_path: Path) -> None:
-    folder = interrupt(RunConfig(**TINY), tmp_path, StopsAfter(2))
+@pytest.mark.usefixtures("_blank_figures")
+def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(
+    trained: Path, finished: RunResult, tmp_path: Path
+) -> None:
+    folder = copied(trained, tmp_path / "run")
     (damaged,) = (folder / "state" / "round-00002").glob("adapter*")
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
@@ -201,7 +213,7 @@ def test_run_goes_on_from_the_round_before_a_damaged_checkpoint(finished: RunRes
     assert_same_end(folder, finished)
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 def test_interruption_while_the_report_is_drawn_loses_nothing(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +234,7 @@ def test_interruption_while_the_report_is_drawn_loses_nothing(
 ADAPTIVE = {"strategy": {"kind": "fedadam"}, "optimiser": "sgd", "learning_rate": 1.0, "lora_baselines": []}
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 def test_moments_of_the_server_are_kept(tmp_path: Path) -> None:
     config = RunConfig(**TINY | ADAPTIVE)
     whole = run(config, out=tmp_path, name="whole")
@@ -240,7 +252,7 @@ def test_changed_model_or_device_is_refused(interrupted: Path, tmp_path: Path, w
         resume(folder)
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 def test_changed_data_are_refused(tmp_path: Path) -> None:
     data = write_cohort(tmp_path / "data", 60, n_hospitals=3, seed=0)
     folder = interrupt(RunConfig(**TINY, data_dir=str(data)), tmp_path, StopsAfter(0))
@@ -277,7 +289,7 @@ def test_command_line_refuses_what_cannot_go_on(
         assert what in lines[0]
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_blank_figures")
 def test_command_line_tells_how_to_go_on(
     finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
