@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -67,6 +68,24 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
         with pytest.raises(Interrupted) as stopped:
             run(config, out=out, name="tracked", observer=Observers(*make_trackers(names), Stops()))
         return resume(stopped.value.folder, observer=Observers(*make_trackers(names)))
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store without runs; MLflow takes seconds to bring a new one up to its latest schema."""
+    mlflow = pytest.importorskip("mlflow")
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def folder(empty_store: Path, tmp_path: Path) -> Path:
+    """Return the folder of a run with an empty store."""
+    made = tmp_path / "run"
+    (made / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_store, made / "mlflow")
+    return made
 
 
 def stored_run(folder: Path) -> tuple[Any, Any]:
@@ -136,22 +155,22 @@ def test_tracking_changes_no_result(tracked: RunResult) -> None:
     assert tracked.result["warnings"] == []
 
 
-def test_interrupted_run_is_killed_and_goes_on(tmp_path: Path) -> None:
+def test_interrupted_run_is_killed_and_goes_on(folder: Path) -> None:
     record = example()
-    follow(make_trackers(["mlflow"])[0], record, tmp_path / "run", 1, "interrupted")
-    assert stored_run(tmp_path / "run")[1].info.status == "KILLED"
+    follow(make_trackers(["mlflow"])[0], record, folder, 1, "interrupted")
+    assert stored_run(folder)[1].info.status == "KILLED"
     (tracker,) = make_trackers(["mlflow"])
-    tracker.run_started(record, tmp_path / "run")
-    assert stored_run(tmp_path / "run")[1].info.status == "RUNNING"
+    tracker.run_started(record, folder)
+    assert stored_run(folder)[1].info.status == "RUNNING"
     tracker.run_ended({**record, "status": "running"})
-    assert stored_run(tmp_path / "run")[1].info.status == "FAILED"
+    assert stored_run(folder)[1].info.status == "FAILED"
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_tracker_that_joins_late_writes_what_it_missed(tmp_path: Path, name: str) -> None:
+def test_tracker_that_joins_late_writes_what_it_missed(folder: Path, name: str) -> None:
     """A tracker that failed, or was not asked for before --resume, still has the whole run at the end."""
     pytest.importorskip(name)
-    record, folder = example(), tmp_path / "run"
+    record = example()
     follow(make_trackers([name])[0], record, folder, 0, "interrupted")
     follow(make_trackers([name])[0], record, folder, len(record["rounds"]), "completed")
     if name == "tensorboard":
@@ -163,10 +182,10 @@ def test_tracker_that_joins_late_writes_what_it_missed(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_round_that_was_not_evaluated_is_there_nevertheless(tmp_path: Path, name: str) -> None:
+def test_round_that_was_not_evaluated_is_there_nevertheless(folder: Path, name: str) -> None:
     """It is not written a second time when the run goes on."""
     pytest.importorskip(name)
-    record, folder = example(), tmp_path / "run"
+    record = example()
     record["rounds"][1] |= {"ideal": {}, "hardware": {}}
     follow(make_trackers([name])[0], record, folder, 1, "interrupted")
     follow(make_trackers([name])[0], record, folder, len(record["rounds"]), "completed")
@@ -182,19 +201,17 @@ def test_round_that_was_not_evaluated_is_there_nevertheless(tmp_path: Path, name
     assert found["accuracy/ideal"] == [number for number in rounds if number != 1]
 
 
-def test_mlflow_run_that_another_store_has_is_begun_anew(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
-    (tmp_path / "run" / "mlflow").mkdir(parents=True)
-    (tmp_path / "run" / "mlflow" / "run_id.txt").write_text("0123456789abcdef0123456789abcdef\n", encoding="utf-8")
+def test_mlflow_run_that_another_store_has_is_begun_anew(folder: Path) -> None:
+    (folder / "mlflow" / "run_id.txt").write_text("0123456789abcdef0123456789abcdef\n", encoding="utf-8")
     warned: list[str] = []
-    follow(make_trackers(["mlflow"], warned.append)[0], example(), tmp_path / "run", 9, "completed")
+    follow(make_trackers(["mlflow"], warned.append)[0], example(), folder, 9, "completed")
     assert warned == []
-    assert stored_run(tmp_path / "run")[1].info.status == "FINISHED"
+    assert stored_run(folder)[1].info.status == "FINISHED"
 
 
-def test_configured_store_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configured_store_is_respected(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    uri = f"sqlite:///{tmp_path / 'mine.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mine.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "my experiment")
     follow(make_trackers(["mlflow"])[0], example(), tmp_path / "run", 1, "completed")
