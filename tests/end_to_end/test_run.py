@@ -161,7 +161,7 @@ def test_existing_run_is_not_overwritten(finished: RunResult) -> None:
     assert (finished.folder / "result.json").read_bytes() == before
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_without_pages")
 def test_equal_seeds_give_equal_bytes(finished: RunResult, tmp_path: Path) -> None:
     again = run(RunConfig(**TINY), out=tmp_path, name="again")
     for name in ("rounds.csv", "clients.csv", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
@@ -172,7 +172,7 @@ def test_equal_seeds_give_equal_bytes(finished: RunResult, tmp_path: Path) -> No
     }
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_without_pages")
 def test_other_seed_gives_another_adapter(finished: RunResult, tmp_path: Path) -> None:
     other = run(RunConfig(**ONE_ROUND, seed=1), out=tmp_path, name="other")
     assert other.result["rounds"][0]["adapter_sha256"] != finished.result["rounds"][0]["adapter_sha256"]
@@ -180,7 +180,7 @@ def test_other_seed_gives_another_adapter(finished: RunResult, tmp_path: Path) -
     assert other.result["data"]["sha256"] != finished.result["data"]["sha256"]
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_without_pages")
 def test_device_acts_on_the_result(finished: RunResult, tmp_path: Path) -> None:
     coarse = run(RunConfig(**ONE_ROUND, device={"readout.bits": 2}), out=tmp_path, name="coarse")
     ours, theirs = coarse.result["rounds"][0], finished.result["rounds"][0]
@@ -209,7 +209,7 @@ def test_model_of_another_architecture(tmp_path: Path) -> None:
     assert result["rounds"][1]["counts"]["attention.qk_mac"] > 0
 
 
-@pytest.mark.usefixtures("_sketched")
+@pytest.mark.usefixtures("_without_pages")
 def test_written_cohort_gives_the_numbers_of_the_synthetic_default(finished: RunResult, tmp_path: Path) -> None:
     config = RunConfig(**TINY)
     data = write_cohort(
