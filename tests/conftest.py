@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
@@ -25,6 +26,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
+
+
+def pytest_collection_finish() -> None:
+    """Take modules and tests, which stay, out of the searches for garbage: one among them takes half a second."""
+    gc.freeze()
 
 
 @contextmanager
