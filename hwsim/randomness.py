@@ -42,11 +42,11 @@ def _finalised(z: Tensor) -> Tensor:
     """Scramble in place; the temporaries of a plain expression would cost more than its arithmetic."""
     if z.device.type == "cpu" and z.numel() < FEW:
         few = z.numpy().view(np.uint64)
-        few ^= few >> 30
-        few *= 0xBF58476D1CE4E5B9
-        few ^= few >> 27
-        few *= 0x94D049BB133111EB
-        few ^= few >> 31
+        few ^= few >> np.uint64(30)
+        few *= np.uint64(0xBF58476D1CE4E5B9)
+        few ^= few >> np.uint64(27)
+        few *= np.uint64(0x94D049BB133111EB)
+        few ^= few >> np.uint64(31)
         return z
     t = torch.bitwise_right_shift(z, 30).bitwise_and_((1 << 34) - 1)
     z.bitwise_xor_(t).mul_(_signed(0xBF58476D1CE4E5B9))
