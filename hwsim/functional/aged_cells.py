@@ -5,6 +5,10 @@ age follows there from its values at a few nodes ``a_j``::
 
     I(cell, a) ~ sum_j L_j(a) image_j(cell),   image_j = sum_n c_n z^n,  z = y exp(-rate a_j)
 
+or, where cells lose charge by the self-limited law::
+
+    z = sign(y) v_scale max(-ln(exp(-|y| / v_scale) + rate a_j), 0)
+
 Short spans need few nodes. The weights L_j are those of ``age_weights`` in float32, and in float64 those of polynomials
 through Chebyshev nodes, whose error ``arrays.nodes_needed`` bounds for the fastest cell.
 
@@ -33,7 +37,7 @@ class AgedCells:
     Attributes:
         states: [V] (n, s, d) excursions y just after the write, n heads of all sequences.
         coefficients: c_0 .. c_3 over the saturation; one number or (h, s, d), for the h heads of one sequence.
-        rate: [1] (h, s, d) loss of each cell per token.
+        rate: [1] loss of each cell per token, (h, s, d) or (h, 1, 1).
         nodes: Number of nodes.
         rows: Queries of the longest step.
         columns: Columns of a sub-tile.
@@ -53,6 +57,11 @@ class AgedCells:
     family: Family | None = None
     scale: float = 1.0
     kept: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def v_scale(self) -> float | None:
+        """Return the scale [V] of the self-limited law; None is exponential."""
+        return None if self.family is None else self.family.v_scale
 
     @property
     def excursions_alone(self) -> bool:
@@ -129,8 +138,10 @@ class AgedCells:
             return part if which is None else part.index_select(0, which)
 
         y = self.states[heads, step.keys].unflatten(0, (-1, h if whole else heads.stop - heads.start))
-        ages = node_ages(self.nodes, self.span, step.above - self.columns + 1)
-        return _Images(y, of(self.rate), [of(c) for c in self.coefficients], ages, space, bare=self.excursions_alone)
+        youngest = step.above - self.columns + 1
+        nodes = node_ages if self.family is None else self.family.node_ages
+        ages, c = nodes(self.nodes, self.span, youngest), [of(c) for c in self.coefficients]
+        return _Images(y, of(self.rate), c, ages, space, bare=self.excursions_alone, v_scale=self.v_scale)
 
     def _weight(self, j: int, step: Step) -> Tensor:
         """Return L_j at the ages of a step, zero where they are not read, (R, C)."""
@@ -159,19 +170,19 @@ class _Images:
 
     def __init__(
         self, y: Tensor, rate: Coefficient, c: list[Coefficient], ages: tuple[float, ...], space: Workspace, *,
-        bare: bool,
+        bare: bool, v_scale: float | None,
     ) -> None:  # fmt: skip
-        self.y, self.rate, self.c, self.ages, self.space = y, rate, c, ages, space
+        self.y, self.rate, self.c, self.ages, self.space, self.v_scale = y, rate, c, ages, space, v_scale
         self.highest = max((n for n in range(4) if not _is_zero(c[n])), default=0)
         self.bare = bare
         self.kept = self.z = y
+        if v_scale is not None:
+            self.start = torch.abs(y, out=space.take("start", *y.shape)).mul_(-1.0 / v_scale).exp_()
 
     def at(self, j: int) -> Tensor:
         """Return the image (n, C, d) of a node; valid until the next one is asked for."""
-        assert isinstance(self.rate, Tensor)
         space, shape, c = self.space, self.y.shape, self.c
-        self.kept = torch.mul(self.rate, -self.ages[j], out=space.take("kept", *self.rate.shape)).exp_()
-        z = self.z = torch.mul(self.y, self.kept, out=space.take("z", *shape))
+        z = self._fade(self.ages[j])
         image = space.take("image", *shape)
         if not self.highest:
             return image.zero_().add_(c[0]).flatten(0, 1)
@@ -183,10 +194,29 @@ class _Images:
             _multiply_add(c[n], z, factor, image)
         return image.flatten(0, 1)
 
+    def _fade(self, age: float) -> Tensor:
+        """Return the excursions z at an age [tokens]."""
+        assert isinstance(self.rate, Tensor)
+        space, shape = self.space, self.y.shape
+        if self.v_scale is None:
+            self.kept = torch.mul(self.rate, -age, out=space.take("kept", *self.rate.shape)).exp_()
+            self.z = torch.mul(self.y, self.kept, out=space.take("z", *shape))
+            return self.z
+        self.kept = torch.add(self.start, self.rate, alpha=age, out=space.take("kept", *shape))
+        left = torch.log(self.kept, out=space.take("z", *shape)).mul_(-self.v_scale).clamp_(min=0.0)
+        self.z = left.copysign_(self.y)
+        return self.z
+
+    def _slope(self) -> Tensor:
+        """Return dz / dy of the node that was asked for last."""
+        if self.v_scale is None:
+            return self.kept
+        return torch.where(self.kept < 1.0, self.start / self.kept, 0.0)
+
     def through(self, d_image: Tensor) -> Tensor:
         """Return the gradient by excursions, in place, of the node that was asked for last."""
         _, c1, c2, c3 = self.c
-        wide = d_image.view(self.y.shape).mul_(self.kept)
+        wide = d_image.view(self.y.shape).mul_(self._slope())
         if self.highest < 2:
             if not self.bare:
                 wide.mul_(c1)

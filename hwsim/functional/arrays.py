@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from device_models.cell import polynomial, shifted_polynomial
-from device_models.retention import threshold_drift
+from device_models.retention import slowness, threshold_drift
 from device_models.schema import DeviceModel
 from hwsim.die import Array, Die
 from hwsim.functional.age_weights import IMAGE_COST, Family, steps_and_nodes
@@ -241,7 +241,7 @@ class CellArray:
     def aged(
         self, queries: int, other: CellArray, *, surrogate: bool, group: int, scale: float = 1.0
     ) -> AgedCells | None:  # fmt: skip
-        """Return cells that are :func:`interpolable` with their rates; None where too many nodes would be needed.
+        """Return cells with their rates, see :func:`fades_smoothly`; None where too many nodes would be needed.
 
         Steps are as long as costs least: a step of R queries makes C x d images of each node, and longer steps have
         more nodes.
@@ -254,10 +254,11 @@ class CellArray:
             scale: What multiplies the currents.
         """
         slowness, others, slots = self.cells.slowness, other.cells.slowness, self.tables.layout.slots
-        assert slowness is not None and others is not None
-        rate = self.tables.period / decay_time(self.device)
+        y = self._excursion(0)
+        rate = self.tables.period * loss_rate(self.device)
         family = None
-        if slowness.dtype == torch.float64:
+        if y.dtype == torch.float64:
+            assert slowness is not None and others is not None
             best = self._steps_and_nodes(queries, rate / min(float(slowness.min()), float(others.min())))
         else:
             family = self._family(rate, surrogate=surrogate)
@@ -266,14 +267,13 @@ class CellArray:
         if best is None:
             return None
         rows, nodes = best
-        y = self._excursion(0)
 
         def of_heads(x: Tensor) -> Tensor:
             return x if group == 1 else x.repeat_interleave(group, -3)
 
         made = self.coefficients(self.cells, surrogate=surrogate)
         coefficients = [of_heads(c) if isinstance(c, Tensor) else c for c in made]
-        rates = of_heads(rate / slowness)
+        rates = of_heads(y.new_full((y.shape[1], 1, 1), rate) if slowness is None else rate / slowness)
         slope = coefficients[1]
         if isinstance(slope, float) and not any(
             isinstance(c, Tensor) or c for c in (coefficients[0], *coefficients[2:])
@@ -292,7 +292,8 @@ class CellArray:
         law = self._current(surrogate=surrogate)  # not over the saturation, so that both arrays are of one family
         laws = [shifted_polynomial(law, middle + by) for by in sorted({-offset, offset})]
         v_inf, sigma = relaxed_level(device), device.retention.tau_sigma_ln
-        return Family(tuple(laws), storage.v_min - v_inf, storage.v_max - v_inf, rate, sigma)
+        v_scale = device.retention.v_scale if device.retention.kind == "log_self_limited" else None
+        return Family(tuple(laws), storage.v_min - v_inf, storage.v_max - v_inf, rate, sigma, v_scale)
 
     def _steps_and_nodes(self, queries: int, fastest: float) -> tuple[int, int] | None:
         """Return the same for polynomials, given the loss per token of the fastest cell."""
@@ -414,6 +415,25 @@ class _NodeImages(torch.autograd.Function):
 def interpolable(device: DeviceModel, cells: CellDeviations, epochs: int) -> bool:
     """Whether currents follow from those at a few ages: each cell its own time constant, no refresh on the way."""
     return device.retention.kind == "exponential" and cells.slowness is not None and epochs == 1
+
+
+def fades_smoothly(device: DeviceModel, cells: CellDeviations, epochs: int, dtype: torch.dtype) -> bool:
+    """Whether currents follow from those at a few ages by fitted weights, or by polynomials in float64."""
+    if device.retention.kind == "log_self_limited" and epochs == 1 and dtype == torch.float32:
+        return True
+    return interpolable(device, cells, epochs)
+
+
+def loss_rate(device: DeviceModel) -> float:
+    """Return what the median cell loses in a second [1/s], as in ``Family``, at the device's temperature."""
+    retention = device.retention
+    if retention.kind != "log_self_limited":
+        return 1.0 / decay_time(device)
+    assert retention.v_scale and retention.t0 and retention.v_top is not None and retention.v_inf is not None
+    top = abs(retention.v_top - retention.v_inf)
+    return math.exp(-top / retention.v_scale) / (
+        retention.t0 * float(slowness(retention, device.operation.temperature))
+    )
 
 
 def decay_time(device: DeviceModel) -> float:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from device_models.schema import DeviceModel
 from hwsim.die import ARRAYS, Array, Die
-from hwsim.functional.arrays import CellArray, interpolable, voltages_after_writes
+from hwsim.functional.arrays import CellArray, fades_smoothly, voltages_after_writes
 from hwsim.functional.attention import READS, digitised
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import CellDeviations, cell_deviations, decays_in_proportion, to_levels
@@ -215,7 +215,8 @@ class _Pass:
         cells = self._deviations("key", self.query.dtype, in_order=True)
         if decays_in_proportion(self.device, cells):
             return True
-        return stretch.queries >= FEW_QUERIES and interpolable(self.device, cells, self.tables.epochs)
+        dtype = self.query.dtype
+        return stretch.queries >= FEW_QUERIES and fades_smoothly(self.device, cells, self.tables.epochs, dtype)
 
     def _circuits(self, pulses: Tensor, stretch: Stretch) -> Circuits:
         return Circuits(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from device_models.converters import highest_code
 from hwsim import gpu, native
-from hwsim.functional.age_weights import Family, fewest_nodes, fitted_weights, node_ages
+from hwsim.functional.age_weights import Family, fewest_nodes, fitted_weights
 from hwsim.functional.aged_cells import AgedCells
 from hwsim.functional.cell_products import CellImages
 from hwsim.functional.cells import full_scale_current
@@ -191,7 +191,8 @@ def _aged(cells: AgedCells, ranges: native.Ranges, unit: float) -> native.AgedAr
     if cells.excursions_alone:
         found = []
     scaled = weights * (cells.scale * unit)
-    return native.AgedArray(like.detach(), cells.rate, tuple(found), ranges, ages, scaled, counts)
+    rate = cells.rate.expand(-1, *like.shape[1:])
+    return native.AgedArray(like.detach(), rate, tuple(found), ranges, ages, scaled, counts, cells.v_scale)
 
 
 @functools.lru_cache(maxsize=64)
@@ -207,7 +208,7 @@ def _nodes(family: Family, ranges: native.Ranges) -> tuple[Tensor, Tensor, Tenso
     weights = torch.zeros(*ages.shape, ranges.span + 1, device="cpu", dtype=torch.float32)
     for number, (age, count) in enumerate(zip(youngest, counts, strict=True)):
         if count:
-            ages[number, :count] = torch.tensor(node_ages(count, ranges.span, age), device="cpu")
+            ages[number, :count] = torch.tensor(family.node_ages(count, ranges.span, age), device="cpu")
             weights[number, :count] = torch.from_numpy(fitted_weights(family, count, ranges.span, age)[0])
     return ages, weights, torch.tensor(counts, device="cpu")
 

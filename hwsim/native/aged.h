@@ -1,6 +1,8 @@
 /* Cells that fade at paces of their own: images of a piece's cells at the nodes of a range of ages.
  *
- *     image_j = sum_n c_n z^n       z = y exp(-rate a_j)       dy = sum_j exp(-rate a_j) dimage_j sum_n n c_n z^(n-1)
+ *     image_j = sum_n c_n z^n       z = y exp(-rate a_j)       dy = sum_j dz/dy dimage_j sum_n n c_n z^(n-1)
+ *
+ * or, under the self-limited law, z = sign(y) v_scale max(-ln(W + rate a_j), 0) with W = exp(-|y| / v_scale).
  */
 #ifndef GAIN_CELL_AGED_H
 #define GAIN_CELL_AGED_H
@@ -9,14 +11,20 @@
 
 #define BARE 4 /* in place of a degree */
 #define EACH_COEFFICIENT(i) _Pragma("GCC unroll 4") for (int i = 0; i <= degree && degree != BARE; i++)
-#define WITH_DEGREE(x, f, ...)                                     \
+/* Calls f(.., degree, limited) with constants */
+#define WITH_DEGREE(x, limited, f, ...)                            \
     switch ((x)->degree == 1 && !(x)->c[1] ? BARE : (x)->degree) { \
-    case 0: f(__VA_ARGS__, 0); break;                              \
-    case 1: f(__VA_ARGS__, 1); break;                              \
-    case 2: f(__VA_ARGS__, 2); break;                              \
-    case 3: f(__VA_ARGS__, 3); break;                              \
-    default: f(__VA_ARGS__, BARE); break;                          \
+    case 0: f(__VA_ARGS__, 0, limited); break;                     \
+    case 1: f(__VA_ARGS__, 1, limited); break;                     \
+    case 2: f(__VA_ARGS__, 2, limited); break;                     \
+    case 3: f(__VA_ARGS__, 3, limited); break;                     \
+    default: f(__VA_ARGS__, BARE, limited); break;                 \
     }
+#define WITH_LAW(x, f, ...)                    \
+    if ((x)->v_scale > 0.0f)                   \
+        WITH_DEGREE(x, 1, f, __VA_ARGS__)      \
+    else                                       \
+        WITH_DEGREE(x, 0, f, __VA_ARGS__)
 
 #define BESIDE 16 /* weights beside those of a range: lanes and rows beyond a block's and a piece's last ones */
 
@@ -38,18 +46,50 @@ INLINE vf decayed(vf x)
     return y * (vf)((to_integers(n) + 127) << 23);
 }
 
+/* ln x of a normal x > 0: a power of two, and 2 artanh((m - 1) / (m + 1)) of the rest, m from sqrt(1/2) to sqrt(2) */
+INLINE vf logarithm(vf x)
+{
+    const vi n = ((vi)x - 0x3f3504f3) >> 23; /* bits of sqrt(1/2) */
+    const vf m = (vf)((vi)x - (n << 23)), power = to_floats(n), f = (m - 1.0f) / (m + 1.0f), f2 = f * f;
+    vf y = all(2.0f / 9.0f);
+    y = fused(y, f2, all(2.0f / 7.0f));
+    y = fused(y, f2, all(2.0f / 5.0f));
+    y = fused(y, f2, all(2.0f / 3.0f));
+    y = fused(y, f2, all(2.0f));
+    return fused(power, all(0.693145751953125f), fused(power, all(1.42860682e-6f), f * y));
+}
+
+/* What is left of an excursion, and dz/dy, when the self-limited law has W become w */
+INLINE vf limited_by(vf y, vf w, float v_scale)
+{
+    const vf left = clamp(logarithm(w) * -v_scale, all(0.0f), all(LARGEST));
+    return (vf)((vi)left | ((vi)y & (vi)all(-0.0f)));
+}
+
+INLINE vf limited_slope(vf start, vf w)
+{
+    return (vf)((vi)(start / w) & (w < 1.0f));
+}
+
+INLINE vf start_of(vf y, float v_scale)
+{
+    return decayed((vf)((vi)y | (vi)all(-0.0f)) * (1.0f / v_scale));
+}
+
 /* What cell (row, column) of a piece is */
 typedef struct {
     const float *y, *rate, *c[4];
     int64_t rows[4]; /* numbers of c[n] between two rows of cells */
     int64_t degree;
+    float v_scale;
 } cells_of_piece;
 
 INLINE cells_of_piece take_cells(const attention_arguments *p, const aged_cells *from, int64_t n, piece at)
 {
     const int64_t width = p->width, first = at.first - p->key_start, head = n % p->heads;
     cells_of_piece x = {.y = from->states + (n * p->keys + first) * width,
-                        .rate = from->rate + (head * p->keys + first) * width, .degree = from->degree};
+                        .rate = from->rate + (head * p->keys + first) * width, .degree = from->degree,
+                        .v_scale = (float)from->v_scale};
     for (int64_t i = 0; i <= x.degree; i++) {
         int64_t each = from->each[i]; /* whether each token has a coefficient of its own */
         x.rows[i] = each ? width : 0;
@@ -75,16 +115,18 @@ static inline void take_weights(weights *to, const attention_arguments *p, const
 
 /* Images of cells whose current has a degree that the compiler knows; BARE is the excursion itself. */
 INLINE void images_of(float *to, const cells_of_piece *x, piece at, int64_t width, const float *ages, int64_t nodes,
-                      const int degree)
+                      const int degree, const int limited)
 {
     for (int64_t row = 0; row < at.rows; row++)
         for (int64_t d = 0; d < width; d += LANES) {
             const vf y = load(x->y + row * width + d), rate = load(x->rate + row * width + d);
+            const vf start = limited ? start_of(y, x->v_scale) : (vf){0};
             vf c[4];
             EACH_COEFFICIENT(i)
                 c[i] = load(x->c[i] + row * x->rows[i] + d);
             for (int64_t j = 0; j < nodes; j++) {
-                vf z = y * decayed(rate * -ages[j]), image = z;
+                vf z = limited ? limited_by(y, fused(rate, all(ages[j]), start), x->v_scale)
+                               : y * decayed(rate * -ages[j]), image = z;
                 if (degree != BARE) {
                     image = c[degree];
                     _Pragma("GCC unroll 3") for (int i = degree - 1; i >= 0; i--)
@@ -97,16 +139,19 @@ INLINE void images_of(float *to, const cells_of_piece *x, piece at, int64_t widt
 
 /* Adds the gradient by excursions, likewise. */
 INLINE void slopes_of(float *to, const float *grad, const cells_of_piece *x, piece at, int64_t width,
-                      const float *ages, int64_t nodes, const int degree)
+                      const float *ages, int64_t nodes, const int degree, const int limited)
 {
     for (int64_t row = 0; row < at.rows; row++)
         for (int64_t d = 0; d < width; d += LANES) {
             const vf y = load(x->y + row * width + d), rate = load(x->rate + row * width + d);
+            const vf start = limited ? start_of(y, x->v_scale) : (vf){0};
             vf total = load(to + row * width + d), c[4];
             EACH_COEFFICIENT(i)
                 c[i] = load(x->c[i] + row * x->rows[i] + d) * (float)i;
             for (int64_t j = 0; j < nodes; j++) {
-                const vf kept = decayed(rate * -ages[j]), z = y * kept;
+                const vf w = fused(rate, all(ages[j]), start);
+                const vf kept = limited ? limited_slope(start, w) : decayed(rate * -ages[j]);
+                const vf z = limited ? limited_by(y, w, x->v_scale) : y * kept;
                 vf slope = degree == BARE ? all(1.0f) : (vf){0};
                 if (degree != BARE)
                     _Pragma("GCC unroll 3") for (int i = degree; i >= 1; i--)
@@ -123,7 +168,7 @@ static inline void make_images(float *to, const attention_arguments *p, const ag
 {
     const int64_t width = p->width, nodes = cells->counts[range];
     const cells_of_piece x = take_cells(p, cells, n, at);
-    WITH_DEGREE(&x, images_of, to, &x, at, width, cells->ages + range * cells->nodes, nodes)
+    WITH_LAW(&x, images_of, to, &x, at, width, cells->ages + range * cells->nodes, nodes)
     for (int64_t j = 0; j < nodes; j++)
         memset(to + (j * BLOCK + at.rows) * width, 0, (size_t)((BLOCK - at.rows) * width) * sizeof(float));
 }
@@ -133,7 +178,7 @@ static inline void pass_images(float *to, const float *grad, const attention_arg
                                int64_t n, piece at, int64_t range)
 {
     const cells_of_piece x = take_cells(p, cells, n, at);
-    WITH_DEGREE(&x, slopes_of, to, grad, &x, at, p->width, cells->ages + range * cells->nodes, cells->counts[range])
+    WITH_LAW(&x, slopes_of, to, grad, &x, at, p->width, cells->ages + range * cells->nodes, cells->counts[range])
 }
 
 #endif

@@ -65,13 +65,15 @@ class AgedArray:
 
     Attributes:
         states: (n, keys, head_dim) excursions just after the write.
-        rate: [1] (heads, keys, head_dim) loss of each cell per token.
+        rate: [1] (heads, keys, head_dim) loss of each cell per token; of the self-limited law, what exp(-|y| / v_scale)
+            grows by.
         coefficients: c_0, c_1, .. of the current as a polynomial of the excursion, over the saturation, each
             (heads, keys or 1, head_dim); none is the excursion itself.
         ranges: Of the ages.
         ages: (ranges, nodes) at which the currents are taken.
         weights: (ranges, nodes, span + 1) of those currents at the ages of a range.
         counts: (ranges,) int64 how many nodes a range has, the first ones.
+        v_scale: [V] of the self-limited law; None is exponential.
     """
 
     states: Tensor
@@ -81,6 +83,7 @@ class AgedArray:
     ages: Tensor
     weights: Tensor
     counts: Tensor
+    v_scale: float | None = None
 
     def packed(self, name: str, heads: int, ranges: Ranges, width: int) -> Packed:
         """Check the tensors, and pad them to whole vectors.
@@ -120,6 +123,7 @@ class AgedArray:
         struct = _Struct(
             states=states, rate=rate, ages=ages, counts=counts, weights=weights, nodes=nodes,
             degree=len(coefficients) - 1 if coefficients else 1, length=kept[-1].shape[-1], unit=self.ranges.unit,
+            v_scale=self.v_scale or 0.0,
         )  # fmt: skip
         for n, c in enumerate(coefficients):
             struct.coefficient[n], struct.each[n] = c.data_ptr(), c.shape[1] > 1

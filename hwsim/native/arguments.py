@@ -69,6 +69,7 @@ class AgedCells(ctypes.Structure):
         ("states", ctypes.c_void_p), ("rate", ctypes.c_void_p), ("coefficient", ctypes.c_void_p * 4),
         ("ages", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("weights", ctypes.c_void_p),
         ("each", ctypes.c_int64 * 4), *((name, ctypes.c_int64) for name in ("degree", "nodes", "length", "unit")),
+        ("v_scale", ctypes.c_double),
     ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ typedef struct {
     const float *weights;        /* (ranges, nodes, length) by age, with BESIDE numbers on either side */
     int64_t each[4];             /* whether each token has a coefficient c_n of its own */
     int64_t degree, nodes, length, unit;
+    double v_scale;              /* of the self-limited law; 0 is exponential */
 } aged_cells;
 
 typedef struct {

@@ -8,6 +8,7 @@ import torch
 from hwsim import Die, attention_kernel, gain_cell_attention, native
 from hwsim.functional import tile_loop
 from hwsim.functional.attention_tiled import attend
+from hwsim.functional.kernel_loop import Kernel
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import Place
 from hwsim.functional.tables import AttentionTables
@@ -58,6 +59,11 @@ def test_kernels_in_c(
 
 
 LINEAR = {"cell.law": "linear", "cell.coefficients": ["19.3 uA/V"]}
+LIMITED = {
+    "retention.kind": "log_self_limited", "retention.v_scale": "45.6 mV", "retention.t0": "8.7 ns",
+    "retention.v_top": "0.9 V", "retention.v_inf": "0 V", "retention.tau": None,
+}  # fmt: skip
+TO_THE_MIDDLE = {**LIMITED, "retention.v_inf": "0.45 V", "retention.t0": "60 us", "retention.v_scale": "80 mV"}
 
 
 @NO_KERNEL
@@ -73,6 +79,10 @@ LINEAR = {"cell.law": "linear", "cell.coefficients": ["19.3 uA/V"]}
         ((1, 2, 2, 120, 16), 90, 7, {"input.jitter": "0.5 ns", "readout.inl": 0.3, "readout.noise": 0.2}),
         ((1, 2, 2, 20, 16), 5, 2, CONTINUOUS_READOUT),
         ((1, 2, 2, 200, 16), 1024, 64, {"retention.tau": "1.8 ms", "retention.v_inf": "0.45 V"}),  # ten nodes
+        ((1, 2, 2, 200, 32), 1024, 64, LIMITED),
+        ((1, 2, 1, 150, 16), 100, 64, {**LIMITED, **LINEAR}),
+        ((1, 2, 2, 130, 16), 96, 48, {**LIMITED, **SURROGATE}),
+        ((1, 2, 2, 120, 16), 90, 7, {**LIMITED, "variability.offset_sigma": "0 V"}),
     ],
     ids=str,
 )
@@ -95,6 +105,39 @@ def test_cells_of_their_own_time(
     assert [isinstance(loop.cells, native.AgedCells) for loop in chosen] == [True, True]
     exact = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
     assert_same([x.double() for x in found], exact, tolerances.AGED, step=1 / 15, flips=tolerances.FLOAT32_FLIPS)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize(("spread", "chip"), [(0.6, True), (0.0, True), (0.6, False)])
+@pytest.mark.parametrize("law", [LIMITED, TO_THE_MIDDLE], ids=["to zero", "to the middle"])
+def test_self_limited_loss(law: dict[str, object], spread: float, chip: bool, kernel: Kernel) -> None:
+    """Against float64, where each current of each cell is computed; with one time constant and without a chip too."""
+    device = known(128, 64, **law, **{"retention.tau_sigma_ln": spread})
+    tensors, given = inputs(2, 4, 2, 170, 16), {"die": Die(3, device), "read_key": 5} if chip else {}
+    with attention_kernel(kernel):
+        found = values_and_gradients(gain_cell_attention, [x.float() for x in tensors], device, PERIOD, **given)
+    exact = values_and_gradients(gain_cell_attention, tensors, device, PERIOD, **given)
+    assert all(x.abs().max() > 0 for x in exact)
+    assert_same([x.double() for x in found], exact, tolerances.AGED, step=1 / 15, flips=tolerances.FLOAT32_FLIPS)
+
+
+NO_NODES = {
+    "refreshed": {**LIMITED, "refresh.kind": "periodic", "refresh.interval": "1 ms"},
+    "constant loss": {"retention.kind": "constant_current", "retention.rate": "100 V/s", "retention.tau": None},
+    "cells that reach their end": {**TO_THE_MIDDLE, "retention.t0": "6 us"},
+}
+
+
+@pytest.mark.parametrize("case", NO_NODES)
+def test_what_no_nodes_serve_is_computed_cell_by_cell(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, loop = [], tile_loop.tile_loop
+    monkeypatch.setattr("hwsim.functional.attention_tiled.tile_loop", lambda *given: reached.append(0) or loop(*given))
+    device = known(128, 64, **{"retention.tau_sigma_ln": 0.4}, **NO_NODES[case])
+    tensors, die = inputs(1, 2, 2, 100, 16), Die(3, device)
+    found = gain_cell_attention(*(x.float() for x in tensors), device, token_period_s=PERIOD, die=die)
+    exact = gain_cell_attention(*tensors, device, token_period_s=PERIOD, die=die)
+    assert not reached
+    assert ((found - exact).abs() > 0.5 / 15).double().mean() <= tolerances.FLOAT32_FLIPS
 
 
 @NO_KERNEL

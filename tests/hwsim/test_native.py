@@ -218,6 +218,35 @@ def test_failing_compiler_is_a_reason_not_an_error(monkeypatch, tmp_path):
 
 
 @needs_compiler
+@each_variant
+@pytest.mark.parametrize("age", [1200.0, 1e-5])
+def test_what_self_limited_loss_leaves_of_a_cell(variant, age):
+    """One token that reads itself with a full pulse, its cells at one age whatever the weights say."""
+    v_scale, rate = 0.0456, 3e-4
+    y = torch.cat([torch.linspace(-0.9, 0.9, 61), torch.tensor([-1e-3, 0.0, 1e-3])])
+    geometry, ranges = Geometry(64, 64), native.Ranges.of(Geometry(64, 64), 1)
+    ages, weights = torch.full((ranges.count, 1), age), torch.ones(ranges.count, 1, ranges.span + 1)
+    counts = torch.ones(ranges.count, dtype=torch.int64)
+
+    def array(states: Tensor, rate: float, v_scale: float | None) -> native.AgedArray:
+        rates = torch.full_like(states[None, None], rate)
+        return native.AgedArray(states[None, None], rates, (), ranges, ages, weights, counts, v_scale)
+
+    cells = native.AgedCells(array(torch.ones(64), 0.0, None), array(y, rate, v_scale))
+    around, query = Circuits(Readout()), torch.full((1, 1, 64), 2.0 / 64)
+    out, saturated = native.attention_forward(query, cells, geometry, around, save=True, variant=variant)
+    exact = y.double().requires_grad_()
+    w = torch.exp(-exact.abs() / v_scale) + rate * age
+    left = exact.sign() * v_scale * (-w.log()).clamp(min=0.0)
+    assert 0 < (left == 0.0).sum() < 64
+    assert (out[0, 0] - left.detach()).abs().max() <= 1e-7
+    grad = torch.linspace(1.0, 2.0, 64)
+    found = native.attention_backward(grad[None, None], query, cells, geometry, around, saturated, variant=variant)
+    left.backward(grad.double())
+    assert (found[2][0, 0] - exact.grad).abs().max() <= 1e-6
+
+
+@needs_compiler
 def test_kernels_are_compiled_once():
     assert native.available(build.variants()[0]) and not native.compiles_at_first_use()
 

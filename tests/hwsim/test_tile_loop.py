@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from device_models import load_device
 from hwsim import Die, attention_kernel, gain_cell_attention
 from hwsim.functional import tile_loop
-from hwsim.functional.age_weights import TOLERANCE, Family, fitted_weights, steps_and_nodes
+from hwsim.functional.age_weights import TOLERANCE, Family, fewest_nodes, fitted_weights, steps_and_nodes
+from hwsim.functional.aged_cells import _Images
 from hwsim.functional.attention_tiled import attend
-from hwsim.functional.cell_products import band_of_ages
+from hwsim.functional.cell_products import Workspace, band_of_ages
 from hwsim.functional.layout import Stretch, stretch_layout
 from hwsim.functional.reads import Place, sequence_keys
 from hwsim.functional.tables import AttentionTables
@@ -64,6 +67,19 @@ def test_few_nodes_serve_cells_of_a_device() -> None:
         assert fitted_weights(family, nodes - 1, rows + 62, 1)[1] > TOLERANCE
     frozen = Family(linear.laws, -0.45, 0.45, 0.0, 0.4)
     assert steps_and_nodes(frozen, 1024, 1024, 64) == (1024, 1)
+
+
+@pytest.mark.parametrize("period", [1e-6, 1e-5, 1e-4])
+def test_few_nodes_serve_self_limited_loss(period: float) -> None:
+    """Cubic cells of `gaincell_28nm_logic`, which lose a third of a volt in the first token."""
+    rate = period / 8.7e-9 * math.exp(-0.9 / 0.0456)
+    family = Family(((0.521364, 13.612261, -2.620446, 46.054838),), 0.0, 0.9, rate, 0.6, 0.0456)
+    for youngest, most in ((-63, 9), (1, 8), (65, 4), (513, 3)):
+        nodes = fewest_nodes(family, 126, youngest)
+        assert nodes is not None and nodes <= most
+        assert fitted_weights(family, nodes, 126, youngest)[1] <= TOLERANCE
+    ages = family.node_ages(9, 126, -63)
+    assert min(ages) == 0.0 and sorted(ages)[1] >= 1.0 and max(ages) <= 63.0
 
 
 @torch.no_grad()
@@ -159,3 +175,18 @@ def test_a_checkpoint_frees_what_the_loop_took() -> None:
     assert not any(x.shape[-1] == 16 for x in held)
     for one, other in zip(*(torch.autograd.grad(out.square().sum(), tensors) for out in (plain, again)), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_self_limited_loss_leaves_of_cells() -> None:
+    """An image and its gradient at an age that cells of both signs reach, and some do not outlive."""
+    v_scale, age = 0.08, 300.0
+    family = Family(((0.0, 1.0, 0.0, 0.0),), -0.45, 0.45, 1e-3, 0.4, v_scale)
+    y = torch.linspace(-0.45, 0.45, 24).view(1, 1, 3, 8)
+    rate = torch.tensor(1e-3).view(1, 1, 1)
+    images = _Images(y, rate, [0.0, 1.0, 0.0, 0.0], (age,), Workspace(y), bare=True, v_scale=family.v_scale)
+    exact = y.double().requires_grad_()
+    left = exact.sign() * v_scale * (-(torch.exp(-exact.abs() / v_scale) + 1e-3 * age).log()).clamp(min=0.0)
+    assert 0 < (left == 0.0).sum() < 24
+    assert (images.at(0).view_as(y) - left.detach()).abs().max() <= 1e-7
+    left.sum().backward()
+    assert (images.through(torch.ones(1, 3, 8)).view_as(y) - exact.grad).abs().max() <= 1e-6
