@@ -63,7 +63,10 @@ LIMITED = {
     "retention.kind": "log_self_limited", "retention.v_scale": "45.6 mV", "retention.t0": "8.7 ns",
     "retention.v_top": "0.9 V", "retention.v_inf": "0 V", "retention.tau": None,
 }  # fmt: skip
-TO_THE_MIDDLE = {**LIMITED, "retention.v_inf": "0.45 V", "retention.t0": "60 us", "retention.v_scale": "80 mV"}
+TO_THE_MIDDLE = {
+    **LIMITED, "retention.v_inf": "0.45 V", "retention.t0": "120 us", "retention.v_scale": "80 mV",
+    "operation.temperature": "315 K",
+}  # fmt: skip
 
 
 @NO_KERNEL
