@@ -6,6 +6,7 @@
 #include "vectors.h"
 
 #define OUTPUTS 32 /* of a block */
+#define TOKENS 64  /* of a chunk */
 #define SHORTS (2 * LANES)
 #define EACH_SHORTS(v) _Pragma("GCC unroll 4") for (int v = 0; v < OUTPUTS / SHORTS; v++)
 #define EACH_FLOATS(v) _Pragma("GCC unroll 8") for (int v = 0; v < OUTPUTS / LANES; v++)

@@ -15,7 +15,6 @@
 
 #include "arrays.h"
 
-#define TOKENS 64   /* of a chunk */
 #define CYCLES 8
 #define PATTERNS 16 /* of four bits */
 #define GROUPS 16   /* fours of inputs whose sums are held at a time, 24 KB; their codes add up to 64 at most */
@@ -43,7 +42,8 @@ typedef struct {
 typedef struct {
     void *memory;
     bench *bench;
-    uint16_t *patterns; /* (TOKENS, CYCLES, fours of all arrays) first number of a pattern in a table */
+    float (*total)[OUTPUTS]; /* there */
+    uint16_t *patterns; /* (tokens, CYCLES, fours of all arrays) first number of a pattern in a table */
     uint8_t *inputs;    /* of a token, in whole fours of each array */
 } workplace;
 
@@ -63,7 +63,7 @@ INLINE vf short_floats(const int16_t *p)
 }
 
 /* Patterns of all fours of a token, each four bytes of codes */
-static void find_patterns(const linear_arrays *p, workplace *w, int64_t first, int tokens)
+static void cut_inputs(const linear_arrays *p, workplace *w, int64_t first, int tokens)
 {
     const int64_t fours = p->tiles * p->groups;
     for (int t = 0; t < tokens; t++) {
@@ -265,56 +265,32 @@ static void read_whole_array(const linear_arrays *p, workplace *w, int64_t tile,
     }
 }
 
-static int make_workplace(workplace *w, const linear_arrays *p)
+static int make_workplace(workplace *w, const linear_arrays *p, int64_t tokens)
 {
     int64_t fours = p->tiles * p->groups;
-    size_t patterns = (size_t)fours * TOKENS * CYCLES * sizeof(uint16_t);
+    size_t patterns = (size_t)(fours * tokens) * CYCLES * sizeof(uint16_t);
     char *memory = w->memory = malloc(sizeof(bench) + patterns + (size_t)(4 * fours) + 64);
     if (!memory)
         return 0;
     memory += 64 - (uintptr_t)memory % 64;
     w->bench = (bench *)memory;
+    w->total = w->bench->total;
     w->patterns = (uint16_t *)(memory + sizeof(bench));
     w->inputs = (uint8_t *)(memory + sizeof(bench) + patterns);
     return 1;
 }
 
+static void read_tile(const linear_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
+{
+    if (p->whole)
+        read_whole_array(p, w, tile, block, first, tokens);
+    else
+        read_array(p, w, tile, block, first, tokens);
+}
+
+#include "chunks.h"
+
 int bit_serial_product(const linear_arrays *p)
 {
-    int failed = 0;
-    /* Few tokens are shared out in smaller chunks */
-    int64_t chunk = (p->tokens + p->threads - 1) / p->threads, blocks = (p->outputs + OUTPUTS - 1) / OUTPUTS;
-    chunk = chunk > TOKENS ? TOKENS : chunk < 1 ? 1 : chunk;
-#ifdef _OPENMP
-#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
-#endif
-    {
-        workplace w;
-        failed |= !make_workplace(&w, p);
-        int ready = w.memory != NULL;
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic)
-#endif
-        for (int64_t first = 0; first < p->tokens; first += chunk) {
-            if (!ready)
-                continue;
-            int tokens = (int)(p->tokens - first < chunk ? p->tokens - first : chunk);
-            find_patterns(p, &w, first, tokens);
-            for (int64_t block = 0; block < blocks; block++) {
-                int64_t left = p->outputs - block * OUTPUTS, width = left < OUTPUTS ? left : OUTPUTS;
-                memset(w.bench->total, 0, sizeof w.bench->total);
-                for (int64_t tile = 0; tile < p->tiles; tile++) {
-                    if (p->whole)
-                        read_whole_array(p, &w, tile, block, first, tokens);
-                    else
-                        read_array(p, &w, tile, block, first, tokens);
-                }
-                for (int t = 0; t < tokens; t++)
-                    memcpy(p->out + (first + t) * p->outputs + block * OUTPUTS, w.bench->total[t],
-                           (size_t)width * sizeof(float));
-            }
-        }
-        free(w.memory);
-    }
-    return failed;
+    return read_all(p);
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 
 SOURCES = ("forward.c", "backward.c", "digits.c", "decode.c", "bit_serial.c", "ring.c", "codes.c", "peak.c")
 """Those that take longest first: they are compiled side by side."""
-HEADERS = ("attention.h", "vectors.h", "tiles.h", "aged.h", "scores.h", "codes.h", "arrays.h")
+HEADERS = ("attention.h", "vectors.h", "tiles.h", "aged.h", "scores.h", "codes.h", "arrays.h", "chunks.h")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden")
 OPENMP = "-fopenmp"

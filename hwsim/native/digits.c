@@ -11,7 +11,6 @@
 
 #include "arrays.h"
 
-#define TOKENS 64   /* of a chunk */
 #define INPUT_BITS 8
 #define LINES (LANES == 16 ? 8 : 4) /* whose sums are held in registers */
 #define EACH_LINE(r) _Pragma("GCC unroll 8") for (int r = 0; r < LINES; r++)
@@ -65,7 +64,7 @@ static void lay_out_line(const linear_arrays *p, workplace *w, int64_t line)
 }
 
 /* Digits of all lines of a chunk */
-static void lay_out_digits(const linear_arrays *p, workplace *w, int64_t first, int tokens)
+static void cut_inputs(const linear_arrays *p, workplace *w, int64_t first, int tokens)
 {
     const int cycles = (int)p->cycles, bits = INPUT_BITS / cycles;
     for (int t = 0; t < tokens; t++)
@@ -236,43 +235,19 @@ static int make_workplace(workplace *w, const linear_arrays *p, int64_t tokens)
     return 1;
 }
 
+static void read_tile(const linear_arrays *p, workplace *w, int64_t tile, int64_t block, int64_t first, int tokens)
+{
+    if (p->top <= 0.0)
+        read_array(p, w, tile, block, first, tokens, AS_THEY_ARE);
+    else if (!p->places)
+        read_array(p, w, tile, block, first, tokens, CONVERTED);
+    else
+        read_array(p, w, tile, block, first, tokens, CONVERTED_WITH_NOISE);
+}
+
+#include "chunks.h"
+
 int digit_product(const linear_arrays *p)
 {
-    int failed = 0;
-    /* Few tokens are shared out in smaller chunks */
-    int64_t chunk = (p->tokens + p->threads - 1) / p->threads, blocks = (p->outputs + OUTPUTS - 1) / OUTPUTS;
-    chunk = chunk > TOKENS ? TOKENS : chunk < 1 ? 1 : chunk;
-#ifdef _OPENMP
-#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1) reduction(| : failed)
-#endif
-    {
-        workplace w;
-        failed |= !make_workplace(&w, p, chunk);
-        int ready = w.memory != NULL;
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic)
-#endif
-        for (int64_t first = 0; first < p->tokens; first += chunk) {
-            if (!ready)
-                continue;
-            int tokens = (int)(p->tokens - first < chunk ? p->tokens - first : chunk);
-            lay_out_digits(p, &w, first, tokens);
-            for (int64_t block = 0; block < blocks; block++) {
-                int64_t left = p->outputs - block * OUTPUTS, width = left < OUTPUTS ? left : OUTPUTS;
-                memset(w.total, 0, sizeof w.total);
-                for (int64_t tile = 0; tile < p->tiles; tile++)
-                    if (p->top <= 0.0)
-                        read_array(p, &w, tile, block, first, tokens, AS_THEY_ARE);
-                    else if (!p->places)
-                        read_array(p, &w, tile, block, first, tokens, CONVERTED);
-                    else
-                        read_array(p, &w, tile, block, first, tokens, CONVERTED_WITH_NOISE);
-                for (int t = 0; t < tokens; t++)
-                    memcpy(p->out + (first + t) * p->outputs + block * OUTPUTS, w.total[t],
-                           (size_t)width * sizeof(float));
-            }
-        }
-        free(w.memory);
-    }
-    return failed;
+    return read_all(p);
 }
