@@ -21,12 +21,11 @@ WITHOUT_EMULATION = "--without-emulation"
 
 def main() -> None:
     """Time both."""
-    if WITHOUT_EMULATION in sys.argv:
-        sys.argv.remove(WITHOUT_EMULATION)
-        replace_emulation()
-    elif "--out" not in sys.argv:
+    if WITHOUT_EMULATION not in sys.argv:
         compare(sys.argv[1:])
         return
+    sys.argv.remove(WITHOUT_EMULATION)
+    replace_emulation()
     from fllm.cli import run_main
 
     run_main()
@@ -35,10 +34,11 @@ def main() -> None:
 def compare(options: list[str]) -> None:
     """Run the program twice, and print what it took."""
     taken = {}
-    for name, more in (("without emulation", [WITHOUT_EMULATION]), ("emulated", [])):
+    emulated = ["-c", "from fllm.cli import run_main; run_main()"]
+    for name, program in (("without emulation", [__file__, WITHOUT_EMULATION]), ("emulated", emulated)):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            command = [sys.executable, __file__, *more, *options, "--out", folder]
+            command = [sys.executable, *program, *options, "--out", folder]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             taken[name] = time.perf_counter() - start
         print(f"{name}: {taken[name]:.0f} s", flush=True)
